@@ -1,7 +1,7 @@
-"""A plugin for pytest (``-p stand_in``): the CPU poses as the device "cuda", to try the GPU's cases on.
+"""A pytest plugin (``-p stand_in``): the CPU stands in for the device "cuda", to test the GPU's benchmarks.
 
-All of ``benches.devices.Gpu`` runs, except CUDA's own calls: events read the CPU's clock, a graph is the
-function that was captured, and the cache is small.
+All of ``benches.devices.Gpu`` runs except the calls of CUDA: events read the CPU's clock, a graph is the
+captured function itself, and the cache is small.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sides are checked before they are timed, and one that fails is not the end of the others."""
+"""Sides are checked before they are timed, and one that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_side_that_fails_is_left_out_with_the_reason() -> None:
     assert ready.left_out == {"fails": "no such engine"}
 
 
-def test_a_side_that_is_not_built_in_time_is_left_out_and_those_after_it() -> None:
+def test_a_side_that_is_not_built_in_time_is_left_out_with_those_after_it() -> None:
     def slow() -> Any:
         time.sleep(5)
 
@@ -55,7 +55,7 @@ def test_a_side_that_is_not_built_in_time_is_left_out_and_those_after_it() -> No
     assert ready.left_out["late"] == "no time left"
 
 
-# ------------------------------------------------------------------------------------------------ a GPU's
+# -------------------------------------------------------------------------------------------- timing on a GPU
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return stand_in.StandIn()
 
 
-def test_sets_of_inputs_exceed_the_cache_twice(gpu: Any) -> None:
+def test_sets_of_inputs_are_twice_as_large_as_the_cache(gpu: Any) -> None:
     image = torch.arange(12.0 * 4096).view(1, 3, 128, 128)
     sets = gpu.sets((image,))
     assert sum(x.numel() * x.element_size() for (x,) in sets) >= 2 * gpu.cache_bytes()
@@ -99,17 +99,17 @@ def test_a_round_that_cannot_be_captured_is_launched(gpu: Any, monkeypatch: pyte
     assert note == "launched, not a graph: operation not permitted when stream is capturing"
 
 
-def test_the_time_of_a_round_is_shared_by_its_calls(gpu: Any) -> None:
+def test_the_time_of_a_round_is_divided_by_its_calls(gpu: Any) -> None:
     timings = gpu.time({"a": lambda: time.sleep(0.02), "b": lambda: None}, 0, 10, burst=1, settle=0)
     assert 0.002 <= timings["a"]["median"] < 0.02
     assert timings["b"]["median"] < 0.002
     assert timings["a"]["runs"] == 3
 
 
-# --------------------------------------------------------------------------------------------- what is wanted
+# ------------------------------------------------------------------------------------------- expected results
 
 
-def test_settings_are_named_by_device_arithmetic_and_batch() -> None:
+def test_settings_are_named_by_device_precision_and_batch() -> None:
     chosen = settings(cpu=(1,), cuda=(64,), precisions=("float16",), full=[("cuda", 64)])
     assert [(p.id, [mark.name for mark in p.marks]) for p in chosen] == [
         ("cpu-1", []),
@@ -117,7 +117,7 @@ def test_settings_are_named_by_device_arithmetic_and_batch() -> None:
     ]
 
 
-def test_precisions_set_tf32_and_put_it_back() -> None:
+def test_precisions_set_tf32_and_restore_it() -> None:
     before = torch.backends.cudnn.allow_tf32
     for name, expected in (("float32", False), ("tf32", True)):
         with PRECISIONS[name].allowed():
@@ -126,7 +126,7 @@ def test_precisions_set_tf32_and_put_it_back() -> None:
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
-def test_what_is_wanted_does_not_depend_on_how_many_are_computed_at_once(
+def test_expected_results_do_not_depend_on_how_many_are_computed_at_once(
     monkeypatch: pytest.MonkeyPatch, op: str
 ) -> None:
     monkeypatch.setattr("benches.modules.SIZE", 16)
@@ -136,12 +136,12 @@ def test_what_is_wanted_does_not_depend_on_how_many_are_computed_at_once(
     with torch.no_grad():
         outputs = ours(*given)
     upstream = [images(3, 8), images(3, 8).flip(0)] if op == "encode" else [images(3, 16)]
-    whole = results(stock, given), wide_gradients(stock, given, upstream)
+    at_once = results(stock, given), wide_gradients(stock, given, upstream)
     monkeypatch.setattr("benches.modules._AT_ONCE", 2)
-    parts = results(stock, given), wide_gradients(stock, given, upstream)
-    for a, b in zip([*whole[0], *whole[1]], [*parts[0], *parts[1]], strict=True):
+    in_parts = results(stock, given), wide_gradients(stock, given, upstream)
+    for a, b in zip([*at_once[0], *at_once[1]], [*in_parts[0], *in_parts[1]], strict=True):
         torch.testing.assert_close(a, b)
-    for a, b in zip([outputs] if op == "decode" else outputs, whole[0], strict=True):
+    for a, b in zip([outputs] if op == "decode" else outputs, at_once[0], strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
-    for a, b in zip(gradients(stock, given, upstream), whole[1], strict=True):
+    for a, b in zip(gradients(stock, given, upstream), at_once[1], strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)

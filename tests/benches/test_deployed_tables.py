@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from printed_tables import markdown_row
 
 from benches import deployed, report, sizing
 from wae.experiments import bench, bench_report, machine
@@ -29,20 +30,15 @@ def kept(folder: Path, *comparisons: Comparison) -> list[deployed.Measured]:
     return deployed.read(folder)
 
 
-def row(lines: list[str], start: str) -> list[str]:
-    (found,) = [line for line in lines if line.startswith(f"| {start} |")]
-    return [cell.strip() for cell in found.strip("|").split("|")][1:]
-
-
 def test_targets_and_the_share_of_the_multiply_adds(tmp_path: Path) -> None:
     measured = kept(tmp_path, comparison("vgg16", 8, 0.2, 0.1), comparison("vgg16", 1, 0.06, 0.02))
     lines = deployed.bounds(measured)
     start = "WAE-VGG16 int8 over VGG16 int8, both openvino"
-    assert row(lines, start) == ["3x / 3.2x", "3.4x / 3.6x", "3.00x, 100% / **2.00x, 67%**"]
-    assert row(lines, start.replace("openvino", "onnxruntime"))[-1] == "not measured"
+    assert markdown_row(lines, start) == ["3x / 3.2x", "3.4x / 3.6x", "3.00x, 100% / **2.00x, 67%**"]
+    assert markdown_row(lines, start.replace("openvino", "onnxruntime"))[-1] == "not measured"
     start = "WAE-VGG16, fastest precision, over VGG16, eager float32"
-    assert row(lines, start)[-1] == "50.0x / **10.0x**"
-    assert row(lines, start.replace("VGG16", "ResNet50"))[-1] == "not measured"
+    assert markdown_row(lines, start)[-1] == "50.0x / **10.0x**"
+    assert markdown_row(lines, start.replace("VGG16", "ResNet50"))[-1] == "not measured"
 
 
 def test_machines_for_a_billion_images_a_day(tmp_path: Path) -> None:
@@ -51,18 +47,18 @@ def test_machines_for_a_billion_images_a_day(tmp_path: Path) -> None:
     threads = measured[0].about["machine"]["threads"]
     per_core = [8 / seconds / threads for seconds in (0.2, 0.1)]
     needed = [1e9 / 86_400 / rate / 64 for rate in per_core]
-    cells = row(sizing.table(measured), "vgg16, 8")
+    cells = markdown_row(sizing.table(measured), "vgg16, 8")
     assert cells[1:4] == ["int8: openvino, openvino", *(f"{rate:.1f}" for rate in per_core)]
     assert all(0 <= int(cell) - need < 1 for cell, need in zip(cells[4:], needed, strict=True))
-    assert "vgg16, 1" not in "".join(sizing.table(measured))  # it was disturbed
-    assert row(sizing.table(measured), "any") == ["a GPU", *["not measured"] * 5]
+    assert "vgg16, 1" not in "".join(sizing.table(measured))  # other programs ran
+    assert markdown_row(sizing.table(measured), "any") == ["a GPU", *["not measured"] * 5]
 
 
 def test_a_row_for_each_network_and_number_of_images(tmp_path: Path) -> None:
     measured = kept(tmp_path, comparison("resnet50", 8, 0.2, 0.1), comparison("resnet50", 1, 0.05, 0.02))
     lines = deployed.decision(measured)
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| resnet50, 1", "| resnet50, 8"]
-    assert row(lines, "resnet50, 8")[1:] == [
+    assert markdown_row(lines, "resnet50, 8")[1:] == [
         "1000 ms",
         "200 ms (openvino int8)",
         "100 ms (openvino int8)",
@@ -80,7 +76,7 @@ def test_every_table_says_where_it_was_measured(tmp_path: Path) -> None:
     assert "Left out: eager int8: no" in text
 
 
-def test_a_quiet_run_is_not_called_anything_else(tmp_path: Path) -> None:
+def test_a_run_on_a_quiet_machine_is_not_called_unreliable(tmp_path: Path) -> None:
     measured = kept(tmp_path, comparison("resnet50", 8, 0.2, 0.1))
     assert deployed.quiet(measured) == []
     alone = [m._replace(comparison=replace(m.comparison, others=0.0)) for m in measured]
@@ -100,15 +96,15 @@ def test_the_matrix_unit_is_named() -> None:
     assert deployed.machine(about) == "X, 2 threads"
 
 
-def test_a_limited_run_has_a_column_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limited_run_has_its_own_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(tmp_path, comparison("vgg16", 8, 0.2, 0.1))
     (tmp_path / "a.json").rename(tmp_path / "b.json")
-    for limit in machine.LIMITS:  # those of whoever runs the tests
+    for limit in machine.LIMITS:  # which may be set for the tests
         monkeypatch.delenv(limit, raising=False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     lines = deployed.bounds(kept(tmp_path, comparison("vgg16", 8, 0.4, 0.1)))
     assert lines[0].count("limited by `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`") == 1
-    cells = row(lines, "WAE-VGG16 int8 over VGG16 int8, both openvino")
+    cells = markdown_row(lines, "WAE-VGG16 int8 over VGG16 int8, both openvino")
     assert sorted(cells[2:]) == ["**2.00x, 67%**", "4.00x, 133%"]
     assert "Limited by ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16." in bench_report.notes(
         [comparison("vgg16", 8, 1, 1)]
