@@ -17,7 +17,7 @@ NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release {}, V0'\n"
 
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like CUDA 13.0; no variable of ours is set."""
+    """A folder that looks like CUDA 13.0; none of our variables is set."""
     for name in ("FORCE_CUDA", "WAE_NO_CUDA", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(toolchain, "USUAL_CUDA_HOME", str(tmp_path / "usual"))
@@ -41,7 +41,9 @@ def wants(toolkit: Path | None, cuda: str | None = "13.0", gpu: bool = False) ->
     return toolchain.wants_cuda(torch, SimpleNamespace(CUDA_HOME=toolkit and str(toolkit)))
 
 
-def test_where_a_toolkit_and_a_gpu_are(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_built_if_there_are_a_toolkit_and_a_gpu(
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert wants(toolkit, gpu=True)
     assert "TORCH_CUDA_ARCH_LIST" not in os.environ  # torch then builds for the GPU that is there
     assert not wants(toolkit)
@@ -61,12 +63,12 @@ def test_a_wrong_switch_is_refused(toolkit: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("release", "last"), [("13.0", "12.0+PTX"), ("12.8", "12.0+PTX"), ("12.4", "9.0+PTX")]
 )
-def test_forced_without_a_gpu(
+def test_forced_without_a_gpu_it_is_built_for_all_architectures(
     toolkit: Path, monkeypatch: pytest.MonkeyPatch, release: str, last: str
 ) -> None:
     write_nvcc(toolkit, release)
     monkeypatch.setenv("FORCE_CUDA", "1")
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # so that it is put back
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # so that the end of the test restores it
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     assert wants(toolkit, cuda=release)
     architectures = os.environ["TORCH_CUDA_ARCH_LIST"].split(";")
@@ -74,20 +76,22 @@ def test_forced_without_a_gpu(
     assert architectures[-1] == last
 
 
-def test_usual_place(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nvcc on PATH is a link, torch's guess is the folder of the link."""
+def test_the_usual_folder_is_used_if_torchs_guess_is_wrong(
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If nvcc on PATH is a link, torch guesses the folder of the link."""
     monkeypatch.setattr(toolchain, "USUAL_CUDA_HOME", str(toolkit))
     assert wants(toolkit / "bin", gpu=True)
 
 
-def test_architectures_of_the_user_stay(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_architectures_are_kept(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_CUDA", "1")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
     assert wants(toolkit)
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.6"
 
 
-def test_another_major_is_refused_in_one_sentence(toolkit: Path) -> None:
+def test_another_major_version_is_refused_in_one_sentence(toolkit: Path) -> None:
     with pytest.raises(
         SystemExit, match=r"nvcc belongs to CUDA 13 but PyTorch to CUDA 12; set CUDA_HOME"
     ) as refused:
@@ -98,7 +102,9 @@ def test_another_major_is_refused_in_one_sentence(toolkit: Path) -> None:
 @pytest.mark.parametrize(
     ("cuda", "why"), [(None, "this PyTorch has no CUDA"), ("13.0", "no CUDA toolkit was found")]
 )
-def test_forced_in_vain(toolkit: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, why: str) -> None:
+def test_forced_without_cuda_is_refused(
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch, cuda: str | None, why: str
+) -> None:
     monkeypatch.setenv("FORCE_CUDA", "1")
     with pytest.raises(SystemExit, match=why):
         wants(toolkit / "nothing here", cuda=cuda)

@@ -1,4 +1,4 @@
-"""The documentation is true: its links, commands and examples work, and its tables say what the code has."""
+"""The documentation's links, commands and examples work; its tables agree with the code and the results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OTHERS = {
     "RAY_USAGE_STATS_ENABLED",
     *("XDG_CACHE_HOME", "CUDA_PATH", "PATH", "TORCHINDUCTOR_CACHE_DIR"),
 }
-"""Variables that belong to torchrun, the system or a library, with the meaning they have everywhere."""
+"""Variables that belong to torchrun, the system or a library, with their usual meaning."""
 
 
 def table() -> str:
@@ -86,7 +86,7 @@ def test_every_environment_variable_is_explained() -> None:
     assert {name for name in documented if name.startswith("WAE_")} <= found
 
 
-def test_a_seed_that_is_no_number_is_named() -> None:
+def test_a_seed_that_is_not_a_number_is_refused() -> None:
     command = [sys.executable, "-c", "import cases"]
     environment = {**os.environ, "WAE_TEST_SEED": "today", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -107,15 +107,22 @@ def named(path: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub forms them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def links(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+
+
+def test_the_search_finds_links() -> None:
+    assert "docs/ARCHITECTURE.md" in links(ROOT / "CONTRIBUTING.md")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
-    for link in links:
+    for link in links(page):
         if "://" in link:
             continue
         path, _, anchor = link.partition("#")
@@ -125,17 +132,19 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_test_that_is_named_exists(page: Path) -> None:
-    for path, name in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
-        assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), (path, name)
+def test_every_test_that_is_named_exists() -> None:
+    texts = {named(page): page.read_text(encoding="utf-8") for page in PAGES}
+    tests = [(page, *test) for page in texts for test in re.findall(r"`([\w/]+\.py)::(\w+)`", texts[page])]
+    assert tests
+    for page, path, name in tests:
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), (page, path, name)
 
 
 # ----------------------------------------------------------------------------------------------- commands
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of each command in the page's code blocks: without variables, comment and redirection."""
+    """The words of each command in the page's code blocks, without variables, comment and redirection."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     programs = "wae|make|python|torchrun|pip|tools/[\\w.]+"
     for line in re.findall(rf"^ {{4,}}(?:[A-Z_]+=\S+ )*((?:{programs}) .*)$", text, re.MULTILINE):
@@ -150,7 +159,7 @@ ALL_COMMANDS = [
 
 @pytest.mark.parametrize("words", ALL_COMMANDS)
 def test_every_command_exists(words: list[str]) -> None:
-    """``wae``'s with all their options, pip's with all extras."""
+    """A ``wae`` command with all its options, a ``pip`` command with all its extras."""
     program, *arguments = words
     if "wae.cli" in arguments:  # torchrun ... -m wae.cli
         program, arguments = "wae", arguments[arguments.index("wae.cli") + 1 :]
@@ -193,10 +202,10 @@ SHORT = (
     "wae decode holiday.safetensors -o back.png",
     "wae predict shop/*.jpg --invert",
 )
-"""Commands of the pages that take a moment, in the order in which they run.
+"""Commands of the pages that take only a moment, in the order in which they run.
 
-The others need a GPU, a data set or a checkpoint, download, or run for minutes: tests of each command run it
-on less."""
+The others need a GPU, a data set, a checkpoint or a download, or run for minutes. The tests of each command
+run it on smaller inputs."""
 
 
 @pytest.mark.slow
@@ -223,7 +232,7 @@ CHANGED = {
     "stage1.schedule(500)": "stage1.schedule(5)",
     "batch=4)\nscores": 'batch=4, engine="eager")\nscores',
 }
-"""So that the examples run here, and take seconds: fewer steps, no search for the fastest engine."""
+"""Changes with which the examples run here within seconds: fewer steps, no search for the fastest engine."""
 
 NOT_RUN = {
     "docs/accelerate.md": "needs a trained network and its images",
@@ -233,7 +242,7 @@ NOT_RUN = {
 
 
 def examples(page: Path) -> str:
-    """The page's Python, together: later blocks go on where earlier ones end."""
+    """All Python blocks of the page, because later ones continue earlier ones."""
     return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 
 
@@ -252,7 +261,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", NOT_RUN)
-def test_what_the_other_examples_import_exists(name: str) -> None:
+def test_imports_of_the_other_examples_work(name: str) -> None:
     body = ast.parse(examples(ROOT / name)).body
     imports = [statement for statement in body if isinstance(statement, (ast.Import, ast.ImportFrom))]
     assert imports
@@ -306,14 +315,14 @@ def recovered(folder: str, full: str, half: str, network: str, reestimated: bool
         (FASHION, "Decomposition+CNN", "and {} %. - Around ENet"),
     ],
 )
-def test_the_shares_in_the_readme_are_those_of_the_kept_trainings(
+def test_the_shares_in_the_readme_are_those_of_the_results(
     claim: tuple[str, str, str], network: str, sentence: str
 ) -> None:
     shares = recovered(*claim, network)
     assert sentence.format(*shares) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
-def test_the_ratios_in_the_readme_s_first_paragraphs_are_those_of_its_table() -> None:
+def test_the_ratios_in_the_first_paragraphs_of_the_readme_are_those_of_its_table() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     eager, engine = zip(*re.findall(r"\| ([\d.]+)x \| ([\d.]+)x \|", readme), strict=True)
     for ratios in (eager, engine):
@@ -321,7 +330,7 @@ def test_the_ratios_in_the_readme_s_first_paragraphs_are_those_of_its_table() ->
         assert f"{ends[0]} to {ends[-1]} times as fast" in readme
 
 
-def test_the_readme_s_accuracies_are_those_of_the_kept_trainings() -> None:
+def test_the_accuracies_in_the_readme_are_those_of_the_results() -> None:
     lines = accuracies_table(ROOT / "docs" / "results")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "\n".join([report.ACCURACIES, "", *lines, "", report.END]) in readme
@@ -342,7 +351,7 @@ def test_the_readme_s_accuracies_are_those_of_the_kept_trainings() -> None:
         ("compensated", LARGER),
     ],
 )
-def test_the_table_of_re_estimated_statistics_is_that_of_the_kept_trainings(
+def test_the_table_of_re_estimated_statistics_is_that_of_the_results(
     network: str, claim: tuple[str, str, str]
 ) -> None:
     page = (ROOT / "docs/road-scenes.md").read_text(encoding="utf-8")
@@ -366,9 +375,7 @@ def test_the_table_of_re_estimated_statistics_is_that_of_the_kept_trainings(
     ],
     ids=["clothes", "clothes, longer", "photos", "photos, longer"],
 )
-def test_the_rows_of_several_seeds_are_those_of_the_kept_trainings(
-    page: str, claim: tuple[str, str, str]
-) -> None:
+def test_the_rows_of_several_seeds_are_those_of_the_results(page: str, claim: tuple[str, str, str]) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("**", "")
     kept = (ROOT / "docs/results" / claim[0]).glob("*-seed1.json")
     names = {json.loads(path.read_bytes())["network"] for path in kept}
@@ -384,7 +391,7 @@ def test_the_rows_of_several_seeds_are_those_of_the_kept_trainings(
         assert f"\n{row}" in text, row
 
 
-def test_what_an_acceleration_kept_is_what_it_recorded() -> None:
+def test_the_accuracies_of_the_acceleration_are_those_it_recorded() -> None:
     path = ROOT / "docs/results/accelerate/imagenette-small_vgg-64/accelerate.json"
     found = json.loads(path.read_bytes())["found"]
     page = (ROOT / "docs/accelerate.md").read_text(encoding="utf-8")

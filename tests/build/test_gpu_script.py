@@ -1,4 +1,4 @@
-"""What tools/gpu.sh runs: Python and CUDA's tools are programs here that only note how they were called."""
+"""What tools/gpu.sh runs. Here, Python and CUDA's tools are scripts that only record their command lines."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(folder: Path, *stages: str, **variables: str) -> Run:
     )
 
 
-def test_a_step_that_fails_stops_no_other(tmp_path: Path) -> None:
+def test_a_step_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     done = run(tmp_path, FAILS="first_calls.py")
     assert done.status == 1
     steps = re.findall(r"^(ok|FAIL|TIME) +(\w+)", done.summary, re.MULTILINE)
@@ -65,27 +65,27 @@ def test_a_step_that_fails_stops_no_other(tmp_path: Path) -> None:
     assert [result for result, _ in steps].count("ok") == len(steps) - 1 > 20
 
 
-def test_what_the_interpreter_lacks_is_said_first(tmp_path: Path) -> None:
-    """Without a word, every test would fail at the same import."""
+def test_missing_packages_are_reported_first(tmp_path: Path) -> None:
+    """Otherwise every test would only fail at the same import."""
     done = run(tmp_path, "test", LACKS="hypothesis pytest_benchmark")
     assert "lacks hypothesis pytest_benchmark:" in done.summary.partition("test_cuda")[0]
 
 
-def test_every_file_that_it_names_is_there(tmp_path: Path) -> None:
+def test_every_file_that_it_names_exists(tmp_path: Path) -> None:
     named = re.findall(r" ((?:tools|tests|benches)/[\w/.]+)", "\n".join(run(tmp_path).calls))
     assert {"tests/cuda/test_cuda.py", "tools/gpu/tune.py", "benches/bench_classifiers.py"} < set(named)
     assert all((ROOT / name).exists() for name in named)
 
 
-def test_a_test_that_hangs_is_in_the_log(tmp_path: Path) -> None:
-    """Before the step's own limit, 120 seconds, ends everything without a word."""
+def test_a_test_that_hangs_is_logged(tmp_path: Path) -> None:
+    """Before the step's own limit, 120 seconds, which ends everything without a message."""
     call = run(tmp_path, "test").call("tests/cuda/test_cuda.py")
     dumps, ends = (int(n) for n in re.findall(r"(?:faulthandler_|--)timeout=(\d+)", call))
     assert dumps < ends < 120
 
 
-def test_sanitizers_look_at_our_kernels(tmp_path: Path) -> None:
-    """But initcheck at all, or what torch's kernels write would be memory that nobody wrote."""
+def test_sanitizers_check_our_kernels_only(tmp_path: Path) -> None:
+    """Except initcheck, to which memory that torch's kernels wrote would seem uninitialised."""
     done = run(tmp_path, "sanitize")
     for tool in ("memcheck", "racecheck", "synccheck"):
         assert "--kernel-name kns=wae " in done.call("compute-sanitizer", tool)
@@ -98,32 +98,32 @@ def test_every_launch_of_the_profiled_program_is_profiled(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["LIMIT", "WORKERS"])
-def test_a_variable_that_is_no_number(tmp_path: Path, name: str) -> None:
+def test_a_variable_that_is_not_a_number_is_refused(tmp_path: Path, name: str) -> None:
     done = run(tmp_path, "report", **{name: "2h"})
     assert (done.status, done.calls) == (99, [])
     assert done.summary == f"{name} must be a whole number, got 2h\n"
 
 
 @pytest.mark.parametrize("stage", ["nothing", "build-test", "build test"])
-def test_unknown_stage(tmp_path: Path, stage: str) -> None:
+def test_an_unknown_stage_is_refused(tmp_path: Path, stage: str) -> None:
     done = run(tmp_path, "build", stage)
     assert (done.status, done.calls) == (99, [])
     assert f"no stage {stage}; there are: build test" in done.summary
 
 
-def test_an_unknown_network_is_found_out_before_any_step(tmp_path: Path) -> None:
-    """It was a step that failed late, with "not found" in its log."""
+def test_an_unknown_network_is_refused_before_any_step(tmp_path: Path) -> None:
+    """Its step failed late, with "not found" in the log."""
     done = run(tmp_path, NETWORKS="ResNet50-1 VGG19-1")
     assert (done.status, done.calls) == (99, [])
     assert done.summary.startswith("no network VGG19-1; there are: VGG16-1 ResNet50-1 ")
 
 
-def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_interpreter_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path, "report", PYTHON="python9")
     assert (done.status, done.summary) == (99, "PYTHON: there is no program python9\n")
 
 
-def test_its_networks_are_all_that_the_benchmark_has(tmp_path: Path) -> None:
+def test_its_networks_are_all_those_of_the_benchmark(tmp_path: Path) -> None:
     calls = "\n".join(run(tmp_path, "networks").calls)
     values = {mark.args[0]: mark.args[1] for mark in bench_classifiers.bench_end_to_end.pytestmark}
     settings = [case.id for case in values["setting"] if case.id.startswith("cuda")]

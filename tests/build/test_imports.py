@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"wae_kernels": ROOT / "wae_kernels", "wae": ROOT / "python" / "wae"}
 
-# Each may import those of later levels; of its own level and room without circles.
+# A package may import those of its own and of later levels, without cycles.
 LEVELS = (
     ("wae.__main__",),
     ("wae.cli",),
@@ -33,7 +33,7 @@ FOR_ALL = (
     "wae.termination",
     "wae.wording",
     "wae._moved",
-)  # they import nothing of ours but each other
+)  # of our modules, they import only each other
 
 
 def modules() -> dict[str, Path]:
@@ -50,7 +50,7 @@ MODULES = modules()
 
 
 def imports_of(name: str, file: Path) -> Iterator[str]:
-    """The modules of ours that a module imports, at its head or anywhere in it."""
+    """Our modules that a module imports, anywhere in it."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -58,7 +58,7 @@ def imports_of(name: str, file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
-            # `from package import module` imports the module; `from module import name` the module alone.
+            # `from package import module` imports that module; `from module import name` imports `module`.
             inner = [f"{source}.{alias.name}" for alias in node.names]
             wanted = [target if target in MODULES else source for target in inner]
         else:
@@ -70,9 +70,9 @@ GRAPH = {name: sorted(set(imports_of(name, file)) - {name}) for name, file in MO
 
 
 def level(module: str) -> int | None:
-    """A module's level; None for what stands outside of them: errors, and the package itself."""
-    for number, rooms in enumerate(LEVELS):
-        if any(module == room or module.startswith(f"{room}.") for room in rooms):
+    """A module's level; None for those that have none: ``FOR_ALL``, and the package ``wae`` itself."""
+    for number, packages in enumerate(LEVELS):
+        if any(module == package or module.startswith(f"{package}.") for package in packages):
             return number
     return None
 
@@ -85,7 +85,7 @@ def test_the_parser_sees_imports_of_every_kind() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_circles(package: str) -> None:
+def test_no_import_cycles(package: str) -> None:
     graph = {name: targets for name, targets in GRAPH.items() if name.partition(".")[0] == package}
     try:
         list(TopologicalSorter(graph).static_order())
@@ -93,7 +93,7 @@ def test_no_circles(package: str) -> None:
         pytest.fail(" <- ".join(error.args[1]))
 
 
-def test_the_kernels_do_not_know_the_application() -> None:
+def test_the_kernels_do_not_import_the_application() -> None:
     assert not [
         (name, target)
         for name, targets in GRAPH.items()
@@ -102,13 +102,13 @@ def test_the_kernels_do_not_know_the_application() -> None:
     ]
 
 
-def test_everything_is_in_a_room() -> None:
+def test_every_module_has_a_level() -> None:
     outside = {name for name in MODULES if level(name) is None}
     assert outside == {"wae", *FOR_ALL}
     assert {target for name in FOR_ALL for target in GRAPH[name]} <= set(FOR_ALL)
 
 
-def test_the_arrows_between_rooms_go_one_way() -> None:
+def test_imports_between_levels_go_one_way() -> None:
     upwards = {
         (name, target)
         for name, targets in GRAPH.items()
@@ -118,7 +118,7 @@ def test_the_arrows_between_rooms_go_one_way() -> None:
     assert not upwards
 
 
-def test_integrations_are_imported_by_commands_alone() -> None:
+def test_integrations_are_imported_by_commands_only() -> None:
     assert not {
         (name, target)
         for name, targets in GRAPH.items()

@@ -31,7 +31,7 @@ ALLOWED_LIBRARIES = {"libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1", "libm
 
 
 def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run with stdout and stderr together, in an environment that selects nothing by itself."""
+    """Run with stdout and stderr together, without inherited variables that select kernels or a backend."""
     inherited = {k: v for k, v in os.environ.items() if k not in ("WAE_NO_NATIVE", "WAE_BACKEND")}
     return subprocess.run(
         command,
@@ -63,13 +63,13 @@ def undefined_symbols(library: Path) -> list[str]:
 
 
 def unstable(symbols: list[str]) -> list[str]:
-    """Those whose meaning may change with every torch."""
+    """Those that may change with every version of torch."""
     return [s for s in symbols if re.search(r"\b(c10|at|torch)::", s)]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, where building disturbs nobody. Earlier builds made a CUDA library there."""
+    """A copy of the sources to build in, with a CUDA library as earlier builds leave it."""
     copy = tmp_path_factory.mktemp("source") / "wae-kernels"
     shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
     platform_name = sysconfig.get_platform()
@@ -104,7 +104,7 @@ def library(unpacked: Path) -> Path:
     return found
 
 
-# ----------------------------------------------------------------------------------------------- the wheel
+# -------------------------------------------------------------------------------------------------- the wheel
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_wheel_holds(unpacked: Path, file: str) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_shipped_weights_and_nothing_foreign(unpacked: Path) -> None:
+def test_wheel_holds_the_included_weights_and_no_other_package(unpacked: Path) -> None:
     shipped = ROOT / "python" / "wae" / "weights"
     assert {p.name for p in shipped.iterdir() if p.is_file()} <= {
         p.name for p in (unpacked / "wae" / "weights").iterdir()
@@ -173,7 +173,7 @@ def test_the_audits_of_make_dist_pass(wheel: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wheel_works_in_a_new_environment_without_a_compiler(wheel: Path) -> None:
-    """Beside the torch that runs this test: its packages are lent to the environment."""
+    """The environment uses this test's torch and other packages."""
     result = run(["tools/try_wheel.sh", str(wheel)], ROOT, PYTHON=sys.executable, BESIDE=purelib())
     assert result.returncode == 0, result.stdout
     assert f"beside torch {torch.__version__} on Python" in result.stdout
@@ -183,7 +183,7 @@ def purelib() -> str:
     return str(Path(torch.__file__).parents[1])
 
 
-def test_the_version_stands_in_one_place() -> None:
+def test_the_version_is_defined_in_one_place() -> None:
     places = [
         path.relative_to(ROOT).as_posix()
         for folder in ("wae_kernels", "python", "tools", "docs")
@@ -196,8 +196,8 @@ def test_the_version_stands_in_one_place() -> None:
 
 
 @pytest.mark.slow
-def test_archive_of_the_sources_holds_every_file(tmp_path: Path) -> None:
-    """Those that begin with a dot as well: the Makefile and the tests read them."""
+def test_source_archive_holds_every_file(tmp_path: Path) -> None:
+    """Hidden files as well, because the Makefile and the tests read some of them."""
     listed = run(["git", "ls-files"], ROOT)
     if listed.returncode:
         pytest.skip("there is no git repository here")
@@ -220,7 +220,7 @@ def test_wheel_holds_no_library_of_an_earlier_build(wheel: Path) -> None:
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(CUDA_FILE)]
 
 
-# ------------------------------------------------------------------------- in place, over an earlier build
+# ---------------------------------------------------------------------------- in place, over an earlier build
 
 BUILD_EDITABLE = (
     "import sys; sys.path.insert(0, 'tools'); import build_backend as b; b.build_editable('dist')"
@@ -250,20 +250,20 @@ def built_before(tmp_path: Path) -> Path:
 def test_no_native_removes_the_libraries_of_an_earlier_build(
     built_before: Path, command: list[str], value: str, left: int
 ) -> None:
-    """``later`` is the Makefile's way to install without building or removing."""
+    """With ``later``, the Makefile installs without building or removing anything."""
     result = run([sys.executable, "-W", "ignore", *command], built_before, WAE_NO_NATIVE=value)
     assert result.returncode == 0, result.stdout
     assert len(list((built_before / "wae_kernels").glob("*.so"))) == left
 
 
 @pytest.mark.slow
-def test_a_build_in_place_leaves_what_it_makes(wheel: Path, source: Path) -> None:
+def test_a_build_in_place_keeps_what_it_makes(wheel: Path, source: Path) -> None:
     result = run([sys.executable, "setup.py", "build_ext", "--inplace"], source, WAE_NO_CUDA="1")
     assert result.returncode == 0, result.stdout
     assert [path.name for path in (source / "wae_kernels").glob("*.so")] == ["_C.abi3.so"]
 
 
-# --------------------------------------------------------------------------------------------- the library
+# ------------------------------------------------------------------------------------------------ the library
 
 
 @pytest.mark.slow
@@ -308,7 +308,7 @@ def test_library_exports_only_what_python_calls(library: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="about x86-64 instructions")
 def test_vector_instructions_stay_in_the_kernels_chosen_at_run_time(library: Path) -> None:
-    """An inline function compiled for AVX in one file would be shared with all, and stop older processors."""
+    """An inline function that one file compiles for AVX would be shared with all, and crash on older CPUs."""
     command = [tool("objdump"), "-dC", "--no-show-raw-insn", str(library)]
     users = {"avx2": 0, "avx512": 0, "avxvnni": 0, "avx512vnni": 0, "avx512amx": 0}
     strays = []
@@ -325,7 +325,7 @@ def test_vector_instructions_stay_in_the_kernels_chosen_at_run_time(library: Pat
     assert all(users.values()), users
 
 
-# ------------------------------------------------------------------------------------- without the library
+# ---------------------------------------------------------------------------------------- without the library
 
 FIRST_USE = """
 import warnings
@@ -374,20 +374,20 @@ def test_with_a_damaged_library_one_warning_at_first_use(without_library: Path) 
 
 
 @pytest.mark.skipif(wae_kernels._load.CPU.library is None, reason="needs the compiled library")
-@pytest.mark.parametrize("change", ["an argument more", "an op more"])
+@pytest.mark.parametrize("change", ["another argument", "another op"])
 def test_a_library_of_other_sources_is_refused(without_library: Path, change: str) -> None:
-    """As after a pull without a build. It would take what lies behind its arguments for one more."""
+    """As after a pull without a build. It would misread the memory behind its arguments as another one."""
     package = without_library / "wae_kernels"
     shutil.copy(wae_kernels._load.CPU.library._name, package)
     schemas = package / "schemas.inc"
     text = schemas.read_text()
-    if change == "an argument more":
+    if change == "another argument":
         schemas.write_text(text.replace("bool relu=False", "bool relu=False, int stride=1"))
     else:
         schemas.write_text(text + 'WAE_SCHEMA(R"(one_more(Tensor x) -> Tensor y)")\n')
     result = run([sys.executable, "-c", "import wae_kernels"], without_library)
     assert result.returncode != 0
-    op = "conv3x3" if change == "an argument more" else "one_more"
+    op = "conv3x3" if change == "another argument" else "one_more"
     library = "the compiled library of wae_kernels"
     said = f"ImportError: {library} was built from other sources: its wae::{op} differs"
     assert said in result.stdout
@@ -422,21 +422,21 @@ for allowed in (True, False):
 """
 
 
-@pytest.mark.parametrize("change", ["none", "an argument more", "without schemas", "without tf32"])
+@pytest.mark.parametrize("change", ["none", "another argument", "without schemas", "without tf32"])
 def test_a_library_for_gpus_of_other_sources_is_refused(without_library: Path, change: str) -> None:
-    """It defines no op that could be asked: it says itself which schemas it was compiled for."""
+    """It defines no op whose schema could be read, so it reports those that it was compiled for."""
     package, source = without_library / "wae_kernels", without_library / "cuda.cpp"
     source.write_text(CUDA_SOURCE)
     flags = ["-shared", "-fPIC", f"-I{package}", f"-D{change.upper().replace(' ', '_')}"]
     built = run([tool("c++"), *flags, str(source), "-o", str(package / CUDA_FILE)], without_library)
     assert built.returncode == 0, built.stdout
-    if change == "an argument more":
+    if change == "another argument":
         schemas = package / "schemas.inc"
         schemas.write_text(schemas.read_text().replace("bool relu=False", "bool relu=False, int stride=1"))
     result = run([sys.executable, "-c", ASKS_FOR_TF32], without_library)
     assert (result.returncode == 0) == (change == "none"), result.stdout
     if change != "none":
-        op = "conv3x3" if change == "an argument more" else "encode"
+        op = "conv3x3" if change == "another argument" else "encode"
         assert "ImportError: the compiled library of wae_kernels for GPUs was built from" in result.stdout
         assert f"its wae::{op} differs; build it again" in result.stdout
 
@@ -450,7 +450,7 @@ def test_no_native_gives_a_wheel_for_every_platform(source: Path, tmp_path: Path
     assert not [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".so")]
 
 
-# ---------------------------------------------------------------------------- what is missing, in a sentence
+# --------------------------------------------------------------------------- what is missing, in one sentence
 
 
 @pytest.mark.slow
@@ -461,58 +461,58 @@ def test_pip_says_that_the_compiler_is_missing(source: Path, tmp_path: Path) -> 
     assert "Traceback" not in result.stdout
 
 
-def ask(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run([sys.executable, "tools/toolchain.py"], source, **environment)
+def check_toolchain(**environment: str) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "tools/toolchain.py"], ROOT, **environment)
 
 
-def test_no_compiler_on_the_path(tmp_path: Path) -> None:
-    result = ask(ROOT, PATH=str(tmp_path), CXX="")
+def test_a_missing_compiler_is_reported(tmp_path: Path) -> None:
+    result = check_toolchain(PATH=str(tmp_path), CXX="")
     assert result.returncode != 0
     assert result.stdout.count("\n") == 1
     assert "(looked for g++, clang++, c++)" in result.stdout
     assert "WAE_NO_NATIVE=1" in result.stdout
 
 
-def test_a_compiler_without_cxx20(tmp_path: Path) -> None:
+def test_a_compiler_without_cxx20_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "old-c++"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    result = ask(ROOT, CXX=str(old))
+    result = check_toolchain(CXX=str(old))
     assert result.returncode != 0
     assert result.stdout.startswith(f"wae-kernels: the C++ compiler '{old}' cannot compile C++20; ")
     assert result.stdout.count("\n") == 1
 
 
-def test_a_compiler_behind_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch would look for a program of the name "ccache c++"."""
+def test_ccache_is_removed_from_the_compilers_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would look for a program named "ccache c++"."""
     compiler = next(filter(shutil.which, ("g++", "clang++")))
     monkeypatch.setenv("CXX", f"/usr/bin/ccache {compiler}")
     toolchain.require_compiler()
     assert os.environ["CXX"] == compiler
 
 
-def test_a_compiler_with_options() -> None:
-    result = ask(ROOT, CXX="g++ -m32")
+def test_a_compiler_with_options_is_refused() -> None:
+    result = check_toolchain(CXX="g++ -m32")
     assert result.returncode != 0
     assert result.stdout.startswith("wae-kernels: CXX must name one program, got 'g++ -m32'; ")
     assert result.stdout.count("\n") == 1
 
 
 def test_a_wrong_switch_is_refused() -> None:
-    result = ask(ROOT, WAE_NO_NATIVE="yes")
+    result = check_toolchain(WAE_NO_NATIVE="yes")
     assert result.returncode != 0
     assert result.stdout == "wae-kernels: WAE_NO_NATIVE must be 0 or 1, got 'yes'.\n"
 
 
-def test_no_compiler_is_asked_for_without_native(tmp_path: Path) -> None:
-    assert ask(ROOT, CXX="/nonexistent", WAE_NO_NATIVE="1").returncode == 0
+def test_no_native_needs_no_compiler() -> None:
+    assert check_toolchain(CXX="/nonexistent", WAE_NO_NATIVE="1").returncode == 0
 
 
 GB = 10**9
 
 
 @pytest.mark.parametrize(
-    ("free", "installed", "is_said"),
+    ("free", "installed", "warned"),
     [
         (12 * GB, 0, False),
         (11 * GB, 0, True),
@@ -521,25 +521,25 @@ GB = 10**9
         (0, 9 * GB, False),
     ],
 )
-def test_a_disk_that_is_too_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, installed: int, is_said: bool
+def test_a_disk_that_is_too_small_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, installed: int, warned: bool
 ) -> None:
-    """One disk for both folders; files that are there already need no more room."""
+    """Both folders are on one disk. Files that are installed already need no more space."""
     environment, temporary = tmp_path / ".venv", tmp_path / "temporary"
     for folder in (environment, temporary):
         folder.mkdir()
     with (environment / "libtorch_cuda.so").open("wb") as file:
         file.truncate(installed)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    said = list(toolchain.space_warnings(environment, temporary))
-    assert len(said) == is_said
-    for line in said:
+    warnings = list(toolchain.space_warnings(environment, temporary))
+    assert len(warnings) == warned
+    for line in warnings:
         needed = (8 - installed / GB) * 1.4
         assert f"{free / GB:.1f} GB are free for {environment} and {temporary}, which" in line
         assert f"may need {needed:.1f} GB more" in line
 
 
-def test_each_disk_is_judged_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_disk_is_checked_separately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is one disk only")
@@ -564,7 +564,7 @@ def test_setup_says_that_torch_is_missing(source: Path) -> None:
     assert result.stdout.count("\n") == 1
 
 
-# -------------------------------------------------------------------------------------- build requirements
+# ----------------------------------------------------------------------------------------- build requirements
 
 
 @pytest.fixture
@@ -582,14 +582,14 @@ def build_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("installed", "asked"), [(None, True), ("2.9.1", True), ("2.10.0", False), ("2.14.1+cu130", False)]
+    ("installed", "required"), [(None, True), ("2.9.1", True), ("2.10.0", False), ("2.14.1+cu130", False)]
 )
-def test_torch_is_asked_for_only_where_none_fits(
+def test_torch_is_required_only_if_none_fits(
     build_backend: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     installed: str | None,
-    asked: bool,
+    required: bool,
 ) -> None:
     if installed:
         information = tmp_path / f"torch-{installed}.dist-info"
@@ -597,7 +597,7 @@ def test_torch_is_asked_for_only_where_none_fits(
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {installed}\n")
     monkeypatch.setattr("site.getsitepackages", lambda: [str(tmp_path)])
     for hook in (build_backend.get_requires_for_build_wheel, build_backend.get_requires_for_build_editable):
-        assert ("torch>=2.10" in hook()) == asked
+        assert ("torch>=2.10" in hook()) == required
     assert build_backend.get_requires_for_build_sdist() == []
 
 

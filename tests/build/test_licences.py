@@ -1,4 +1,4 @@
-"""docs/licences.md has every dependency, with the licence that the installed package tells."""
+"""docs/licences.md has every dependency, with the licence that the installed package states."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES = {
     "NVIDIA": ("nvidia",),
     "PSF": ("python software foundation", "psf"),
 }
-"""The first word of a licence in the table, and what is found in the words of packages under it."""
+"""The first word of a licence in the table, and words by which packages state that licence."""
 
 
 def dependencies() -> dict[str, str]:
@@ -46,8 +46,8 @@ def table() -> dict[str, tuple[str, str]]:
     return {name: (extra, licence) for names, extra, licence in rows for name in names.split(", ")}
 
 
-def told(package: Distribution) -> str:
-    """All that an installed package says of its licence, in small letters."""
+def stated(package: Distribution) -> str:
+    """All that an installed package says about its licence, in lower case."""
     fields = [package.metadata.get(field) or "" for field in ("License-Expression", "License")]
     classifiers = package.metadata.get_all("Classifier") or []
     files = [file for file in package.files or [] if "licen" in file.name.lower()]
@@ -64,7 +64,7 @@ def test_the_table_has_every_dependency_and_no_other() -> None:
 @pytest.mark.parametrize("name", dependencies())
 def test_a_licence_is_what_the_package_says(name: str) -> None:
     try:
-        words = told(distribution(name))
+        words = stated(distribution(name))
     except PackageNotFoundError:
         pytest.skip(f"{name} is not installed")
     licence = table()[name][1]
@@ -72,7 +72,7 @@ def test_a_licence_is_what_the_package_says(name: str) -> None:
     assert any(re.search(rf"\b{re.escape(word)}\b", words) for word in FAMILIES[family]), words[:500]
 
 
-def test_included_weights_are_all_there() -> None:
+def test_all_included_weights_are_listed() -> None:
     text = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8").partition("## Included")[2]
     files = {path.name for path in (ROOT / "python/wae/weights").glob("*.safetensors")}
     assert set(re.findall(r"^\| `(.+?)`", text, re.MULTILINE)) == files

@@ -1,4 +1,4 @@
-"""The ways to check the sources use one set of tools, and one command."""
+"""Pre-commit, CI and releases use the same tools and commands as the Makefile."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_pre_commit_has_the_versions_of_make_lint() -> None:
     assert "mypy" in versions
 
 
-def test_the_hosts_ci_runs_what_ours_does() -> None:
+def test_the_github_workflow_runs_our_ci() -> None:
     workflow = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     first, *others = re.findall(r"^      - run: (.*)$", workflow, re.MULTILINE)
     assert first == ".ci/run"
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for command in others:  # of the job for another processor
+    for command in others:  # of the job for another architecture
         target = re.fullmatch(r"sudo apt-get .*|(?:\S+=\S+ )*make (\w+)", command)
         assert target is not None, command
         assert target[1] is None or f"\n{target[1]}:" in makefile
@@ -57,7 +57,7 @@ def test_workflows_are_well_formed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     wrong = tmp_path / "wrong.yml"
     wrong.write_text(WORKFLOWS[0].read_text(encoding="utf-8").replace("runs-on:", "run-on:", 1))
-    assert check(wrong).returncode != 0  # so the schema is looked at
+    assert check(wrong).returncode != 0  # so the schema is checked
 
 
 def test_releases_are_what_make_dist_makes() -> None:
