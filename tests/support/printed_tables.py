@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import io
 
-def rich_cells(text: str) -> list[list[str]]:
-    """The cells of each line of the tables that rich drew in ``text``, headings excepted."""
-    lines = [line for line in text.splitlines() if "│" in line]
+from rich.console import Console
+from rich.table import Table
+
+
+def rich_cells(printed: str | Table) -> list[list[str]]:
+    """The cells of each line of the tables that rich drew in a text, or would draw; without the headings."""
+    if isinstance(printed, Table):
+        console = Console(width=200, file=io.StringIO(), record=True)
+        console.print(printed)
+        printed = console.export_text()
+    lines = [line for line in printed.splitlines() if "│" in line]
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from printed_tables import rich_cells
-from rich.console import Console
 from torch import nn
 
 from wae.data.input import whole
@@ -46,12 +44,6 @@ def interleaved(seen, *seconds):
     return timed
 
 
-def rows(table):
-    console = Console(width=200, file=io.StringIO())
-    console.print(table)
-    return rich_cells(console.file.getvalue())
-
-
 def test_times_and_costs_are_compared_with_the_first_network(monkeypatch):
     one, other, seen = candidate(8, 20, 30), candidate(2, 40, 10, classes=5), []
     monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
@@ -61,7 +53,7 @@ def test_times_and_costs_are_compared_with_the_first_network(monkeypatch):
     assert (one.multiply_adds, other.multiply_adds) == (8 * 3 * 600, 2 * 3 * 400)
     one.multiply_adds, other.multiply_adds = 3 * 10**9, 10**9
     one.accuracy, other.accuracy = Accuracy(0.75, 0.9, 1.0, 8), Accuracy(0.5, 1.0, 1.0, 8)
-    assert rows(evaluation.table([one, other])) == [
+    assert rich_cells(evaluation.table([one, other])) == [
         ["small_vgg (8.st)", "25.00 %", "10.00 %", "8.00 (1.00x)", "3.000 G (1.00x)"],
         ["small_vgg (2.st)", "50.00 %", "", "2.00 (4.00x)", "1.000 G (3.00x)"],
     ]
@@ -77,7 +69,7 @@ def test_a_segmentation_network_has_its_own_columns_even_with_few_classes():
     entry.path = Path("\x1b[2J.st")
     entry.accuracy, entry.seconds, entry.multiply_adds = PixelAccuracy(0.5, 0.75, 0.6, 1.0, 8), 0.001, 10**9
     measured = ["50.00 %", "75.00 %"]
-    assert rows(evaluation.table([entry])) == [
+    assert rich_cells(evaluation.table([entry])) == [
         [r"small_vgg (\x1b[2J.st)", *measured, "1.00 (1.00x)", "1.000 G (1.00x)"]
     ]
 
@@ -118,7 +110,7 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any_batch
     assert [entry.seconds for entry in entries] == [0.008, 0.002]
     for entry, top1 in zip(entries, (0.75, 0.5), strict=True):
         entry.accuracy = Accuracy(top1, 1.0, 1.0, 8)
-    assert rows(evaluation.deployed_table(entries)) == [
+    assert rich_cells(evaluation.deployed_table(entries)) == [
         ["small_vgg (8.st)", "int8", "eager", "75.00 %", "8.00", "500.0", "12"],
         ["small_vgg (2.st)", "int8", "eager", "50.00 %", "2.00", "2000.0", ""],
     ]

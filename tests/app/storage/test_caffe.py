@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from caffe_files import DATA, blob, caffemodel, delimited, integer, layer, prototxt, varint
+from command_line import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from wae import cli
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.models.vgg16 import vgg16_body, wae_vgg16
 from wae.storage import caffe, checkpoint
@@ -269,10 +269,6 @@ def thin_networks(monkeypatch):
     """WAE-VGG16 is thin, for the commands that make it themselves."""
     monkeypatch.setattr(caffe, "wae_vgg16", thin_vgg16)
     monkeypatch.setitem(checkpoint._NETWORKS, "wae_vgg16", thin_vgg16)
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_networks, capsys):

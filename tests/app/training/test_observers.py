@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from printed_tables import rich_cells
 from rich.console import Console
 from tiny_classifier import tiny
 
@@ -100,17 +101,10 @@ def test_together_passes_every_report_to_each_observer():
     assert one.all == other.all == wanted
 
 
-def cells(table):
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table)
-    lines = console.file.getvalue().splitlines()
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
-
-
 def test_the_table_has_the_last_losses_and_errors_of_each_stage_that_began():
     table = observers.table(PLAN, HISTORY)
     assert [column.header for column in table.columns][3:] == ["top-1 error", "top-5 error", "minutes"]
-    assert cells(table) == [
+    assert rich_cells(table) == [
         ["1 transform", "2", "loss 2", "", "", "1.5"],
         ["", "", "energy 0.5", "", "", ""],
         ["2 joint", "2", "loss 0.25", "25.00 %", "10.00 %", "3.0"],
@@ -124,7 +118,7 @@ def test_the_quality_table_has_a_row_for_each_model_and_photo(monkeypatch):
         observers, "quality", lambda model, photo: Quality(found[model, photo], found[model, photo] / 50)
     )
     models, photos = {"first": "a", "second": "b"}, {"one": "x", "two": "y"}
-    assert cells(observers.quality_table(models, photos)) == [
+    assert rich_cells(observers.quality_table(models, photos)) == [
         ["first", "one", "1.00", "2.00 %"],
         ["first", "two", "2.00", "4.00 %"],
         ["second", "one", "3.00", "6.00 %"],

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from torch import nn
 
-from wae import cli
 from wae.data.dataset import InMemory
 from wae.models.registry import build
 from wae.storage.checkpoint import Input, load_classifier
@@ -37,10 +37,6 @@ FAMILIES = (
     "regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 swin_t"
 ).split()
 LABELS = ["no\u00a0break", "ideographic\u3000space", "tab\t\x1b[2J", "long " * 40]
-
-
-def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture
