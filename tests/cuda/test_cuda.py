@@ -5,14 +5,13 @@ The op tests (test_encode.py and others) also run on the GPU, in their cell cuda
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import cases
 import pytest
 import torch
 from compare import assert_close
+from programs import run_program
 from torch import Tensor
 
 from wae_kernels import backends, reference
@@ -132,7 +131,7 @@ with torch.no_grad():
 
 def test_first_call_in_a_graph() -> None:
     """A capture allows the driver calls that the first call of a kernel makes. In a new process."""
-    subprocess.run([sys.executable, "-c", FIRST_CALL_IN_A_GRAPH], check=True)
+    run_program(FIRST_CALL_IN_A_GRAPH)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here")

@@ -9,12 +9,8 @@ import cuda_gate
 import pytest
 from cuda_bindings import runner
 from machine_code import Step
-from ptx_machine import CompilerMissing, find_nvcc
 
-try:
-    find_nvcc()
-except CompilerMissing as missing:
-    pytest.skip(str(missing), allow_module_level=True)
+runner.require_nvcc()
 
 pytestmark = pytest.mark.slow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import chips
 import cuda_bindings
@@ -45,18 +46,19 @@ def test_every_dtype_has_a_mode(capability: int) -> None:
 SIDES = st.integers(1, 5000)
 
 
+def assert_covered(height: int, width: int, tiling: Any) -> None:
+    """The tiles cover the image, and none is entirely outside."""
+    assert (tiling.rows - 1) * tiling.tile_height < height <= tiling.rows * tiling.tile_height
+    assert (tiling.columns - 1) * tiling.tile_width < width <= tiling.columns * tiling.tile_width
+
+
 @given(st.integers(1, 5000), SIDES, SIDES, st.integers(1, 200), st.integers(1, 4))
 def test_tiles_cover_every_image_once(batch: int, height: int, width: int, chips: int, each: int) -> None:
     made = plan(batch, height, width, chips, blocks_each=each)
     tiling = made.tiling
     assert tiling.tiles == batch * tiling.rows * tiling.columns
     assert 1 <= tiling.tile_width <= BINDINGS.TILE_COLUMNS
-    for size, tiles, tile in (
-        (height, tiling.rows, tiling.tile_height),
-        (width, tiling.columns, tiling.tile_width),
-    ):
-        # The tiles cover the image, and none is entirely outside.
-        assert (tiles - 1) * tile < size <= tiles * tile
+    assert_covered(height, width, tiling)
     assert 1 <= made.grid == min(tiling.tiles, chips * each)
 
 
@@ -137,11 +139,7 @@ def test_backward_tiles_cover_every_image_once(batch: int, height: int, width: i
     assert tiling.tiles == batch * tiling.rows * tiling.columns
     assert 2 * tiling.tile_width + 12 <= 16 * layout.strips  # the tile and its halo fit
     assert tiling.tile_height <= BINDINGS.LONGEST_SUM
-    for size, tiles, tile in (
-        (height, tiling.rows, tiling.tile_height),
-        (width, tiling.columns, tiling.tile_width),
-    ):
-        assert (tiles - 1) * tile < size <= tiles * tile
+    assert_covered(height, width, tiling)
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])

@@ -10,16 +10,12 @@ import torch
 from compare import assert_close
 from cuda_bindings import runner
 from cuda_bindings.runner import DTYPE, LIMIT, Backward, Chip
-from ptx_machine import CompilerMissing, find_nvcc
 from torch import Tensor
 
 from wae_kernels import reference
 from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES
 
-try:
-    find_nvcc()
-except CompilerMissing as missing:
-    pytest.skip(str(missing), allow_module_level=True)
+runner.require_nvcc()
 
 pytestmark = pytest.mark.slow  # minutes, on two cores
 

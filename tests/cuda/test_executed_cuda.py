@@ -9,15 +9,12 @@ import torch
 from compare import assert_close
 from cuda_bindings import runner
 from cuda_bindings.runner import DTYPE, LIMIT, Chip
-from ptx_machine import CompilerMissing, Counts, find_nvcc
+from ptx_machine import Counts
 from torch import Tensor
 
 from wae_kernels import reference
 
-try:
-    find_nvcc()
-except CompilerMissing as missing:
-    pytest.skip(str(missing), allow_module_level=True)
+runner.require_nvcc()
 
 pytestmark = pytest.mark.slow  # minutes, on two cores
 
@@ -59,6 +56,11 @@ def check_decode(
     return counts
 
 
+def halves(batch: int, size: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """A ``low`` and a ``high`` for images of this size."""
+    return [cases.image_of(batch, *cases.halved(size), dtype=dtype) for _ in range(2)]
+
+
 # ------------------------------------------------------------------------------------------- shapes and modes
 
 
@@ -72,7 +74,7 @@ def test_encode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None
 @pytest.mark.parametrize("size", SIZES, ids=cases.size_name)
 @pytest.mark.parametrize(("mode", "capability"), CELLS, ids=_names(CELLS))
 def test_decode_sizes(mode: str, capability: int, size: tuple[int, int]) -> None:
-    low, high = (cases.image_of(2, *cases.halved(size), dtype=DTYPE[mode]) for _ in range(2))
+    low, high = halves(2, size, DTYPE[mode])
     check_decode(mode, low, high, cases.decoder(DTYPE[mode]), size, chip=Chip(capability, 3))
 
 
@@ -81,7 +83,7 @@ def test_other_architectures(mode: str, capability: int) -> None:
     """Several tiles for each block, odd sizes."""
     dtype, size = DTYPE[mode], (31, 61)
     check_encode(mode, cases.image_of(2, *size, dtype=dtype), cases.encoder(dtype), chip=Chip(capability, 2))
-    low, high = (cases.image_of(2, *cases.halved(size), dtype=dtype) for _ in range(2))
+    low, high = halves(2, size, dtype)
     check_decode(mode, low, high, cases.decoder(dtype), size, chip=Chip(capability, 2))
 
 
@@ -105,7 +107,7 @@ def test_float32_parameters_and_16_bit_results(mode: str, capability: int, pixel
 @all_16_bit_cells
 def test_float32_parameters_with_16_bit_images(mode: str, capability: int, size: tuple[int, int]) -> None:
     """As inside autocast. Bit-identical to 16-bit parameters, if these hold the same numbers."""
-    low, high = (cases.image_of(2, *cases.halved(size), dtype=DTYPE[mode]) for _ in range(2))
+    low, high = halves(2, size, DTYPE[mode])
     high, chip = cases.LAYOUTS["second_pixels_channels_last"](high), Chip(capability, 2)
     dense = cases.decoder()
     for parameters in (dense, [cases.scattered(p) for p in dense]):
@@ -129,7 +131,7 @@ def test_order_of_threads_does_not_matter(mode: str, seed: int) -> None:
         strict=True,
     ):
         assert torch.equal(got, expected)
-    low, high = (cases.image_of(1, *cases.halved(size), dtype=dtype) for _ in range(2))
+    low, high = halves(1, size, dtype)
     decoder = cases.decoder(dtype)
     got, _ = runner.decode(mode, low, high, decoder, size, seed=seed)
     assert torch.equal(got, runner.decode(mode, low, high, decoder, size)[0])
@@ -142,7 +144,7 @@ def test_bit_identical_on_any_chip(mode: str) -> None:
     image, encoder = cases.image_of(2, *size, dtype=dtype), cases.encoder(dtype)
     few, many = (runner.encode(mode, image, encoder, chip=Chip(80, n))[:2] for n in (1, 40))
     assert all(torch.equal(a, b) for a, b in zip(few, many, strict=True))
-    low, high = (cases.image_of(2, *cases.halved(size), dtype=dtype) for _ in range(2))
+    low, high = halves(2, size, dtype)
     decoder = cases.decoder(dtype)
     a, b = (runner.decode(mode, low, high, decoder, size, chip=Chip(80, n))[0] for n in (1, 40))
     assert torch.equal(a, b)
@@ -157,13 +159,13 @@ def test_layouts(layout: str) -> None:
     size, lay = (9, 61), cases.LAYOUTS[layout]
     image = lay(cases.image_of(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))
-    low, high = (lay(cases.image_of(2, *cases.halved(size), dtype=torch.float16)) for _ in range(2))
+    low, high = map(lay, halves(2, size, torch.float16))
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
 
 def test_low_and_high_in_different_layouts() -> None:
     size = (9, 61)
-    low, high = (cases.image_of(2, *cases.halved(size), dtype=torch.float16) for _ in range(2))
+    low, high = halves(2, size, torch.float16)
     high = cases.LAYOUTS["second_pixels_channels_last"](high)
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
@@ -202,7 +204,7 @@ def test_parameters_of_any_strides(laid: str, mode: str, own: torch.dtype) -> No
     dtype, size = DTYPE[mode], (5, 7)
     encoder, decoder = ([lay(p) for p in ps] for ps in (cases.encoder(own), cases.decoder(own)))
     check_encode(mode, cases.image_of(1, *size, dtype=own), encoder, dtype=dtype)
-    low, high = (cases.image_of(1, *cases.halved(size), dtype=dtype) for _ in range(2))
+    low, high = halves(1, size, dtype)
     check_decode(mode, low, high, decoder, size)
 
 
@@ -210,9 +212,7 @@ def test_offsets_beyond_32_bits() -> None:
     size = (5, 7)
     image = cases.far_apart(cases.image_of(2, *size, dtype=torch.float16))
     check_encode("float16", image, cases.encoder(torch.float16))
-    low, high = (
-        cases.far_apart(cases.image_of(2, *cases.halved(size), dtype=torch.float16)) for _ in range(2)
-    )
+    low, high = map(cases.far_apart, halves(2, size, torch.float16))
     check_decode("float16", low, high, cases.decoder(torch.float16), size)
 
 
@@ -232,7 +232,7 @@ def test_nan_reaches_only_what_reads_it_in_encode() -> None:
 @pytest.mark.parametrize("place", ["high", "conv1_weight", "conv3_bias"])
 def test_nan_reaches_only_what_reads_it_in_decode(place: str, mode: str, own: torch.dtype) -> None:
     dtype, size = DTYPE[mode], (31, 33)
-    low, high = (cases.image_of(1, *cases.halved(size), dtype=dtype) for _ in range(2))
+    low, high = halves(1, size, dtype)
     decoder = cases.decoder(own)
     element = {"high": high[0, 2, 6], "conv1_weight": decoder[4][3, 5, 0], "conv3_bias": decoder[9]}[place]
     element[1] = torch.nan

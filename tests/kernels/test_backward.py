@@ -249,16 +249,16 @@ def test_gradients_alias_nothing(cell: Cell, op: str) -> None:
 @every_op
 def test_only_inputs_are_saved_for_the_backward_pass(cell: Cell, op: str) -> None:
     problem = make(op, cell, layout="channels_last")
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
     leaves = {name: t.detach().requires_grad_() for name, t in problem.inputs.items()}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+        saved.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         problem.outputs(**leaves)
-    assert [t.data_ptr() for t in kept] == [leaf.data_ptr() for leaf in leaves.values()]
+    assert [t.data_ptr() for t in saved] == [leaf.data_ptr() for leaf in leaves.values()]
 
 
 @every_op

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import LAYOUTS, OPCHECK_LAYOUTS, Cell, scattered, size_name
+from cases import LAYOUTS, OPCHECK_LAYOUTS, Cell, errors_of, scattered, size_name
 from compare import WINOGRAD, assert_close
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -211,26 +211,6 @@ def test_packed_weights_survive_a_change_of_memory_format() -> None:
 # ---------------------------------------------------------------------------------------------- bad input
 
 
-def errors(op: Any, arguments: list[Any]) -> list[str]:
-    """The first line of the error from the kernel, from the reference and from the fake kernel."""
-
-    def fake() -> Any:
-        with FakeTensorMode() as mode:
-            return op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
-
-    ways: list[Callable[[], Any]] = [
-        lambda: op(*arguments),
-        lambda: getattr(torch.ops.wae, f"_{op.__name__}_reference")(*arguments),
-        fake,
-    ]
-    lines = []
-    for way in ways:
-        with pytest.raises(RuntimeError) as error:
-            way()
-        lines.append(str(error.value).partition("\n")[0])
-    return lines
-
-
 INPUT = "input must have shape (batch, channels >= 1, height >= 1, width >= 1), got"
 PACKED = "packed must have shape (2, 5, 144), got"
 BAD = {
@@ -275,7 +255,7 @@ def test_invalid_argument_is_named(name: str, change: Callable[[Any], Any], mess
     weight, bias = layer(5, 20)
     arguments = {"input": maps(2, 5, 6, 7), "packed": conv3x3_pack(weight), "bias": bias, "out_channels": 20}
     arguments[name] = change(arguments[name])
-    assert errors(conv3x3, list(arguments.values())) == [f"wae::conv3x3: {message}"] * 3
+    assert errors_of(conv3x3, list(arguments.values())) == [f"wae::conv3x3: {message}"] * 3
 
 
 WEIGHT = "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got"
@@ -292,4 +272,4 @@ WEIGHT = "weight must have shape (out_channels >= 1, channels >= 1, 3, 3), got"
     ids=str,
 )
 def test_invalid_weight_is_named(weight: Tensor, message: str) -> None:
-    assert errors(conv3x3_pack, [weight]) == [f"wae::conv3x3_pack: {message}"] * 3
+    assert errors_of(conv3x3_pack, [weight]) == [f"wae::conv3x3_pack: {message}"] * 3

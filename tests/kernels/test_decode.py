@@ -18,6 +18,7 @@ from cases import (
     decoder,
     encoder,
     far_apart,
+    halved,
     image_of,
     is_laid_out_like,
     recorded,
@@ -57,8 +58,7 @@ def halves(
     channels: tuple[int, int] | None = None,
 ) -> list[Tensor]:
     """A ``low`` and a ``high`` for an image of this size."""
-    half = (size[0] + 1) // 2, (size[1] + 1) // 2
-    return [image_of(batch, *half, dtype, device, n) for n in channels or USUAL[op]]
+    return [image_of(batch, *halved(size), dtype, device, n) for n in channels or USUAL[op]]
 
 
 def parameters_of(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from cases import arguments_of
+from cases import arguments_of, needs_kernels
+from programs import run_program
 
 import wae_kernels  # noqa: F401  (the ops)
 from wae_kernels import backends
@@ -22,10 +21,6 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),  # from Python 3.12 on
 ]
-
-needs_kernels = pytest.mark.skipif(
-    not backends.kernels_run(on_processor=True), reason="needs the compiled kernels"
-)
 
 
 def returns_in_a_forked_process(call: Callable[[], object]) -> bool:
@@ -122,10 +117,5 @@ ctypes.PyDLL(None).exit(0)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
 def test_call_during_the_exit_of_the_process() -> None:
     """It once read packed weights that were already freed."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[1] / "support"),
-        "MALLOC_PERTURB_": "165",  # overwrites freed memory
-    }
-    result = subprocess.run([sys.executable, "-c", EXIT], env=environment, capture_output=True, text=True)
+    result = run_program(EXIT, check=False, MALLOC_PERTURB_="165")  # overwrites freed memory
     assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import needs_library
 from compare import PLAIN, WINOGRAD, assert_close, tolerance
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -386,7 +387,7 @@ class Ambiguous:
         return bool(self)
 
 
-@pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
+@needs_library
 def test_compiled_check_survives_unusual_values() -> None:
     """It does not raise for values for which Python's check does, and it leaks and drops no reference."""
     encoder, images = Encoder(), (torch.randn(1, 3, 4, 4),)

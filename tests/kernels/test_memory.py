@@ -5,14 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from cases import CELLS
-
-from wae_kernels import backends
+from cases import CELLS, needs_kernels
+from programs import run_program
 
 THREADS = 2
 LIMIT = 2_000_000 * THREADS
@@ -63,16 +59,10 @@ def can_reset_the_peak() -> bool:
 @functools.cache
 def measured(backend: str, height: int = 1024, width: int = 2048) -> dict[str, int]:
     """Bytes beyond inputs and outputs, by case, for two images of this size."""
-    environment = {
-        **os.environ,
-        "WAE_BACKEND": backend,
-        "PYTHONPATH": str(Path(__file__).parents[1] / "support"),
-        # Freed memory returns to the system at once, so that no output reuses memory counted before.
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-    }
-    command = [sys.executable, "-c", PROGRAM, json.dumps([THREADS, [height, width], CASES])]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    # Freed memory returns to the system at once, so that no output reuses memory counted before.
+    thresholds = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    arguments = json.dumps([THREADS, [height, width], CASES])
+    result = run_program(PROGRAM, arguments, WAE_BACKEND=backend, **thresholds)
     numbers: dict[str, int] = json.loads(result.stdout)
     return numbers
 
@@ -104,13 +94,11 @@ print(bool(torch.ops.wae.encode(image, *others)[0].isfinite().all()))
 """
 
 
-@pytest.mark.skipif(not backends.kernels_run(on_processor=True), reason="needs the compiled kernels")
+@needs_kernels
 @pytest.mark.parametrize("threads", [1, 2])
 def test_thread_retries_a_failed_allocation(threads: int) -> None:
     """A thread whose first allocation failed once failed in all later calls."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
-    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, str(threads)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    result = run_program(WITH_LITTLE_MEMORY, str(threads))
     assert result.stdout.splitlines() == ["refused", "True"]
 
 

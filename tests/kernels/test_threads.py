@@ -13,16 +13,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import arguments_of, as_tuple, image_of, int8_encoder
+from cases import arguments_of, as_tuple, image_of, int8_encoder, needs_kernels
 from torch import Tensor
 
 import wae_kernels  # noqa: F401  (the ops)
-from wae_kernels import backends
 from wae_kernels.threads import sleeping
 
-pytestmark = pytest.mark.skipif(
-    not backends.kernels_run(on_processor=True), reason="needs the compiled kernels"
-)
+pytestmark = needs_kernels
 on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's list of threads")
 
 

@@ -28,6 +28,7 @@ from cases import (
     decoder,
     encoder,
     far_apart,
+    halved,
     image_of,
     is_laid_out_like,
     scattered,
@@ -35,6 +36,7 @@ from cases import (
     widened,
 )
 from compare import assert_close, relative_error, tolerance
+from programs import run_program
 from torch import Tensor
 
 from wae_kernels import _load, backends, reference
@@ -101,7 +103,7 @@ def test_plan_fills_the_gpu_with_one_small_image() -> None:
     assert plan(1, 224, 224, "half", GPUS[0]).tiles >= GPUS[0].multiprocessors // 2
 
 
-def test_plan_of_more_tiles_than_32_bits_count() -> None:
+def test_plan_with_a_number_of_tiles_beyond_32_bits() -> None:
     assert plan(2**20, 2**20, 3, "half", GPUS[0]).tiles > 2**31
 
 
@@ -202,8 +204,8 @@ class TestInterpreted:
     @pytest.mark.parametrize("size", SIZES, ids=size_name)
     def test_sizes(self, size: tuple[int, int]) -> None:
         check_encode(image_of(1, *size), encoder())
-        half = [(s + 1) // 2 for s in size]
-        check_decode(image_of(1, *half), image_of(1, *half), decoder(), size)
+        low, high = (image_of(1, *halved(size)) for _ in range(2))
+        check_decode(low, high, decoder(), size)
 
     @pytest.mark.parametrize(
         "layout", [name for name in LAYOUTS if "expanded" not in name] + ["expanded_value"]
@@ -398,7 +400,7 @@ def test_gradients_are_refused() -> None:
 
 @compiled
 @pytest.mark.parametrize(("op", "kernel"), [("encode", encode_kernel), ("decode", decode_kernel)])
-def test_compilers_see_the_kernel(op: str, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_compile_traces_the_kernel(op: str, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile traces the Triton launch in the op, and its cache depends on the kernel's source."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
@@ -453,7 +455,7 @@ def test_without_triton(tmp_path: Path) -> None:
         "from wae_kernels import backends\n"
         "print([b.reason for b in backends.available() if b.name == 'triton'], backends.backend_for('cuda'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = run_program(code)
     assert done.stdout.startswith("['the package triton is not installed']")
     assert not done.stdout.rstrip().endswith("triton")
 

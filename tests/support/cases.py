@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from wae_kernels import backends
+from wae_kernels import _load, backends
 from wae_kernels.checks import DECODER_SHAPES, ENCODER_SHAPES, SCORE_DECODER_SHAPES, TRUNK_WIDTH, half_of
 
 T = TypeVar("T")
@@ -67,6 +68,11 @@ if torch.cuda.is_available():
     CELLS.append(Cell("reference", "cuda"))
 MAIN_CELLS = [Cell("auto"), *(c for c in CELLS if not c.name.startswith("cpu:"))]
 """One cell for all variants of the CPU kernels, for tests of the code around the kernels."""
+
+needs_library = pytest.mark.skipif(_load.CPU.library is None, reason="the compiled library is missing")
+needs_kernels = pytest.mark.skipif(
+    not backends.kernels_run(on_processor=True), reason="needs the compiled kernels"
+)
 
 
 def as_params(cells: Sequence[Cell]) -> list[Any]:
@@ -394,6 +400,23 @@ def arguments_of(
 def as_tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """An op's outputs as a tuple, even if there is only one."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def errors_of(op: Any, arguments: Sequence[Any], *, fake: bool = True) -> list[str]:
+    """First lines of the errors from the kernel, the reference and, if ``fake``, the fake kernel."""
+
+    def call_fake() -> Any:
+        with FakeTensorMode() as mode:
+            return op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
+
+    by_reference = getattr(torch.ops.wae, f"_{op.__name__}_reference")
+    calls = [lambda: op(*arguments), lambda: by_reference(*arguments), *([call_fake] if fake else [])]
+    lines = []
+    for call in calls:
+        with pytest.raises(RuntimeError) as error:
+            call()
+        lines.append(str(error.value).partition("\n")[0])
+    return lines
 
 
 def recorded(

@@ -61,8 +61,8 @@ def image_set(count=32, augment=True):
 
 def with_gaps(data):
     """``data`` with every fourth image unreadable, so that the parts of a batch have unequal sizes."""
-    whole = data.batch
-    data.batch = lambda indices, epoch: whole([i for i in indices if i % 4], epoch)
+    original = data.batch
+    data.batch = lambda indices, epoch: original([i for i in indices if i % 4], epoch)
     return data
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import chips
 import ptx_machine
+import pytest
 import torch
 from torch import Tensor
 
@@ -38,6 +39,14 @@ class Chip:
 
     capability: int = 80
     multiprocessors: int = 2
+
+
+def require_nvcc() -> None:
+    """Skip the test module that calls this if there is no nvcc."""
+    try:
+        ptx_machine.find_nvcc()
+    except ptx_machine.CompilerMissing as missing:
+        pytest.skip(str(missing), allow_module_level=True)
 
 
 @functools.cache

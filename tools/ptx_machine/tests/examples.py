@@ -1,4 +1,4 @@
-"""The PTX of examples.cu, stored beside it so that the tests need no nvcc. As a script: regenerates it."""
+"""The PTX of examples.cu, stored so that the tests need no nvcc. As a script, it regenerates examples.ptx."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ STORED = Path(__file__).with_name("examples.ptx")
 
 
 def compiled() -> str:
-    """Its PTX from the nvcc that is here, without this machine's folders. Raises CompilerMissing."""
+    """The PTX from this machine's nvcc, without names of folders. Raises CompilerMissing if there is none."""
     return re.sub(r'(?m)^(\s*\.file\s+\d+) ".*/', r'\1 "', compile_cuda(SOURCE, 80))
 
 
 def compiler(text: str) -> str:
-    """The line of a PTX file that names its compiler."""
+    """The line that names the compiler in the text of a PTX file."""
     return re.findall(r"(?m)^// Cuda compilation tools.*", text)[0]
 
 

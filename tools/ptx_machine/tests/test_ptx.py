@@ -1,4 +1,4 @@
-"""The tool itself: results against numpy, counts worked out by hand, and planted bugs that it must catch."""
+"""The PTX machine itself: results compared with numpy, counts computed by hand, and planted bugs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rng(seed: int = 7) -> np.random.Generator:
 
 
 def floats() -> np.ndarray:
-    """Ordinary numbers, ties in narrower formats, powers of two down to denormals, infinities and NaN."""
+    """Ordinary numbers, rounding ties of narrower formats, tiny and large numbers, infinities and NaN."""
     r = rng()
     ties = (r.integers(0, 2**32, 64, np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
     odd_ties = (r.integers(0, 2**32, 64, np.uint32) & 0x3FFFF000 | 0x1000).view(np.float32)
@@ -86,7 +86,7 @@ def packed(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def by_half(f: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """An f16x2 operation that computes in float64 and rounds once."""
+    """The f16x2 operation that computes ``f`` in float64 and rounds once."""
 
     def both(*operands: np.ndarray) -> np.ndarray:
         low, high = zip(*(halves(o) for o in operands), strict=True)
@@ -183,7 +183,7 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
 
 @functools.partial(np.vectorize, otypes=[F32])
 def directed(sign: int, a: float, b: float, c: float) -> np.float32:
-    """a * b + c, its exact value rounded down (sign -1) or towards zero (0)."""
+    """The exact value of a * b + c, rounded down (sign -1) or towards zero (0)."""
     if not np.isfinite([a, b, c]).all():
         return F32(a * b + c)
     exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
@@ -335,7 +335,7 @@ def test_struct_parameter_and_constants() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_correct_synchronisation_raises_no_alarm(seed: int) -> None:
+def test_correct_synchronisation_is_no_error(seed: int) -> None:
     x, y = rng().standard_normal(256).astype(F32), poisoned(256, F32)
     shared_module()["pipeline"].launch(1, 64, [x, y], seed=seed)
     np.testing.assert_array_equal(y.reshape(8, 32), x.reshape(8, 32)[:, ::-1])
@@ -350,14 +350,14 @@ def test_atomics() -> None:
     assert sums.tolist() == [48, 48, 48]
 
 
-# number of matrices, transposed, state space; the planted bugs use the first
+# number of matrices, transposed, state space; the tests of planted bugs use the first
 MATRICES = [(n, trans, space) for n in (4, 2, 1) for trans in ("", ".trans") for space in ("", "::cta")]
 
 
 @functools.cache
 def store_and_read(how: str, barrier: str, variants: int = len(MATRICES)) -> Module:
-    """For each variant: stores a warp's registers, four per lane, to shared memory with stmatrix at the
-    addresses `to`, and reads them back at the addresses `from`, as "rows" of 16 bytes or by "ldmatrix"."""
+    """A kernel that, for each variant, stores a warp's registers, four per lane, with stmatrix at the shared
+    addresses `to`, and then reads the addresses `from`, as "rows" of 16 bytes or with "ldmatrix"."""
     body = []
     for number, (count, trans, space) in enumerate(MATRICES[:variants]):
         matrices = f"matrix.sync.aligned.m8n8.x{count}{trans}.shared{space}.b16"
@@ -389,12 +389,12 @@ def fragments() -> np.ndarray:
 
 
 def matrix_rows() -> np.ndarray:
-    """Addresses of 32 rows, anywhere in shared memory."""
+    """Random addresses of 32 rows in shared memory."""
     return (16 * rng().permutation(64)[:32]).astype(np.uint32)
 
 
 def test_stmatrix_layout() -> None:
-    """Row r of a matrix is in lanes 4r..4r+3, two elements each; .trans stores columns as rows."""
+    """Lanes 4r to 4r+3 have row r of a matrix, two elements each; .trans stores columns as rows."""
     rows, out = matrix_rows(), poisoned((len(MATRICES), 32, 8), np.uint16)
     counts = store_and_read("rows", "bar.sync 0;")["matrices"].launch(1, 32, [fragments(), rows, rows, out])
     matrices = np.arange(4 * 64).reshape(4, 8, 8)
@@ -415,7 +415,7 @@ def test_ldmatrix_undoes_stmatrix() -> None:
 
 
 def test_stmatrix_takes_addresses_of_the_lanes_with_rows() -> None:
-    """x1 uses the addresses of lanes 0 to 7; the operands of the other lanes are not addresses."""
+    """x1 uses the addresses of lanes 0 to 7, and ignores those of the other lanes."""
     text = """.version 7.8
     .target sm_90
     .address_size 64
@@ -579,7 +579,7 @@ def test_reads_outside_a_buffer_are_caught() -> None:
         "read_past_the_end", r"global read of 4 bytes at byte 256 of `arg 0`, which has 256 bytes", 64, [x, y]
     )
     assert "thread (63, 0, 0)" in text
-    inside = np.ones(66, F32)[1:65]  # memory after a view is not the view's
+    inside = np.ones(66, F32)[1:65]  # the memory after a view does not belong to it
     caught("read_past_the_end", "at byte 256 of `arg 0`", 64, [inside, y])
     memory = Memory()
     before = memory.address_of(x, "x") - 200
@@ -598,7 +598,7 @@ def test_misaligned_vector_is_caught() -> None:
     caught("read_misaligned", "misaligned global read of 16 bytes", 32, [x, y])
 
 
-def test_an_asynchronous_copy_of_more_than_its_size_is_caught() -> None:
+def test_cp_async_that_reads_more_than_its_size_is_caught() -> None:
     kernel = load(
         f"{HEAD}.visible .entry k(.param .u64 in) {{ .reg .b64 %in; .shared .align 4 .b8 s[16]; "
         "ld.param.u64 %in, [in]; cp.async.ca.shared.global [s], [%in], 4, 8; ret; }"
@@ -621,21 +621,21 @@ def test_shared_size_is_caught() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_deadlocks_end(seed: int) -> None:
+def test_deadlocks_are_caught(seed: int) -> None:
     y = poisoned(64, F32)
     caught("diverging_barrier", "deadlock|divergent barrier", 64, [y], seed)
     caught("half_warp_shuffle", "deadlock", 32, [y], seed)
 
 
 def diverging(barrier: str) -> Any:
-    """A kernel whose warp waits at two barriers of that kind, one for each half warp."""
+    """A kernel in which each half of the warp waits at its own barrier of this kind."""
     return load(
         f"{HEAD}.visible .entry k() {{ .reg .b32 %t; .reg .pred %p; mov.u32 %t, %tid.x; "
         f"setp.lt.u32 %p, %t, 16; @%p bra L; {barrier}; bra M; L: {barrier}; M: ret; }}"
     )["k"]
 
 
-def test_a_barrier_that_need_not_be_aligned_may_diverge() -> None:
+def test_only_unaligned_barriers_may_diverge() -> None:
     diverging("barrier.sync 0").launch(1, 32, [])
     with pytest.raises(KernelError, match="divergent barrier"):
         diverging("bar.sync 0").launch(1, 32, [])
@@ -648,13 +648,13 @@ def test_a_barrier_that_need_not_be_aligned_may_diverge() -> None:
         ("bar.sync 0, 31", "barrier count 31 is not a multiple of 32"),
     ],
 )
-def test_barriers_that_no_gpu_has_are_caught(barrier: str, message: str) -> None:
+def test_invalid_barriers_are_caught(barrier: str, message: str) -> None:
     kernel = load(f"{HEAD}.visible .entry k() {{ {barrier}; ret; }}")["k"]
     with pytest.raises(KernelError, match=message):
         kernel.launch(1, 32, [])
 
 
-def test_endless_loop_ends() -> None:
+def test_endless_loop_is_caught() -> None:
     caught("endless", "no end after 100000 loop steps", 32, [np.zeros(1, np.int32)], loop_limit=100_000)
 
 
@@ -666,7 +666,7 @@ def test_unknown_instruction_is_named() -> None:
         load(text)["k"].launch(1, 32, [])
 
 
-def test_wrong_launches_are_refused() -> None:
+def test_invalid_launches_are_refused() -> None:
     kernel, x = shared_module()["read_past_the_end"], np.ones(65, F32)
     with pytest.raises(ValueError, match="the number of arguments must be 2, got 1"):
         kernel.launch(1, 64, [x])
@@ -681,7 +681,7 @@ def test_wrong_launches_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("limit", "least"), [(".reqntid 8, 4", 32), (".maxntid 8, 4", 1)])
-def test_a_block_has_as_many_threads_as_the_kernel_says(limit: str, least: int) -> None:
+def test_block_size_is_within_the_limits_of_the_kernel(limit: str, least: int) -> None:
     kernel = load(f"{HEAD}.visible .entry k() {limit} {{ ret; }}")["k"]
     assert kernel.kernel.threads == (least, 32)
     with pytest.raises(ValueError, match=f"block must have {least} to 32 threads, got 33"):
@@ -692,7 +692,7 @@ def test_a_block_has_as_many_threads_as_the_kernel_says(limit: str, least: int) 
 
 
 @pytest.mark.parametrize("size", [0, (1, 0), (1, 1, 1, 1), ()])
-def test_sizes_that_are_none_are_refused(size: Any) -> None:
+def test_invalid_grid_sizes_are_refused(size: Any) -> None:
     kernel = load(f"{HEAD}.visible .entry k() {{ ret; }}")["k"]
     with pytest.raises(ValueError, match=re.escape(f"grid must be one to three positive sizes, got {size}")):
         kernel.launch(size, 1, [])
@@ -703,10 +703,10 @@ DEFINED = {
     "sad.u32 %r, 5, 3, 1": 3,
     "cnot.b32 %r, 0": 1,
     "cnot.b32 %r, 7": 0,
-    "div.u32 %r, 7, 0": 2**32 - 1,  # as GPUs do
+    "div.u32 %r, 7, 0": 2**32 - 1,  # what GPUs compute
     "rem.u32 %r, 7, 0": 7,
     "rem.u32 %r, 7, 4": 3,
-    "copysign.f32 %f, 0f40000000, 0fBF800000; mov.b32 %r, %f": 0x3F800000,  # of 2, into -1
+    "copysign.f32 %f, 0f40000000, 0fBF800000; mov.b32 %r, %f": 0x3F800000,  # -1 with the sign of 2
     "copysign.f32 %f, 0fC0000000, 0f3F800000; mov.b32 %r, %f": 0xBF800000,
     **{
         f"st.global.u32 [%at], {before}; atom.global.{op}.u32 %r, [%at], 5; ld.global.u32 %r, [%at]": after
@@ -716,10 +716,10 @@ DEFINED = {
         )
     },
 }
-"""Statements that do not occur in the compiled kernels here, and the value of %r by the PTX manual."""
+"""Statements that the compiled kernels here do not use, and the value of %r according to the PTX manual."""
 
 
-def test_instructions_do_what_the_manual_says() -> None:
+def test_results_are_those_of_the_manual() -> None:
     body = " ".join(f"{text}; st.global.u32 [%out+{4 * n}], %r;" for n, text in enumerate(DEFINED))
     kernel = load(
         f"{HEAD}.visible .entry k(.param .u64 out, .param .u64 at) {{ .reg .b32 %r; .reg .f32 %f;"
@@ -731,7 +731,7 @@ def test_instructions_do_what_the_manual_says() -> None:
 
 
 def result_of_a_warp(body: str) -> int:
-    """%r, a .b32, after ``body``. %t is the thread's index, a .b32; %p and %q are predicates."""
+    """The .b32 register %r after ``body``, in which %t is the thread's index, %p and %q are predicates."""
     kernel = load(
         f"{HEAD}.visible .entry k(.param .u64 out) {{ .reg .b32 %t, %r; .reg .pred %p, %q; .reg .b64 %out; "
         f"mov.u32 %t, %tid.x; {body} ld.param.u64 %out, [out]; st.global.u32 [%out], %r; ret; }}"
@@ -744,18 +744,18 @@ def result_of_a_warp(body: str) -> int:
 @pytest.mark.parametrize(
     ("kind", "expected"), [("max.s32", 11), ("min.s32", 2**32 - 20), ("max.u32", 2**32 - 1), ("min.u32", 0)]
 )
-def test_reductions_of_a_warp_know_signs(kind: str, expected: int) -> None:
+def test_warp_reductions_of_signed_and_unsigned_integers(kind: str, expected: int) -> None:
     body = f"sub.u32 %t, %t, 20; redux.sync.{kind} %r, %t, 0xffffffff;"
     assert result_of_a_warp(body) == expected
 
 
 @pytest.mark.parametrize(("least", "same"), [(0, 1), (5, 0), (32, 1)])
-def test_a_vote_is_uniform_where_all_say_the_same(least: int, same: int) -> None:
+def test_vote_is_uniform_if_all_lanes_agree(least: int, same: int) -> None:
     body = f"setp.lt.u32 %p, %t, {least}; vote.sync.uni.pred %q, %p, 0xffffffff; selp.u32 %r, 1, 0, %q;"
     assert result_of_a_warp(body) == same
 
 
-def test_numbers_fit_their_parameters() -> None:
+def test_numbers_must_fit_their_parameters() -> None:
     kernel = load(f"{HEAD}.visible .entry k(.param .u32 n) {{ ret; }}")["k"]
     for number in (2**32, -(2**31) - 1):
         with pytest.raises(ValueError, match=f"argument 0 of k: {number} does not fit 4 bytes"):
@@ -764,8 +764,8 @@ def test_numbers_fit_their_parameters() -> None:
         kernel.launch(1, 1, [number])
 
 
-def test_variables_and_the_functions_between_kernels() -> None:
-    """Functions are skipped, labels and scopes included; what follows them is not."""
+def test_variables_and_skipped_functions() -> None:
+    """Functions, including their labels and scopes, are skipped; variables and kernels after them are not."""
     module = load(
         f"""{HEAD}
         .global .align 4 .u32 numbers[4] = {{5U, 0x10, -1}};
@@ -785,7 +785,7 @@ def test_variables_and_the_functions_between_kernels() -> None:
     assert [statement.opcode for statement in kernel.body] == ["ret"]
 
 
-def test_an_array_is_where_its_bytes_are() -> None:
+def test_address_range_of_an_array() -> None:
     x = np.arange(64, dtype=F32)
     backwards = np.lib.stride_tricks.as_strided(x[63:], (64,), (-4,))
     for array, low, high, first in (
@@ -806,8 +806,8 @@ def test_an_array_is_where_its_bytes_are() -> None:
     assert len({memory.address_of(part) for part in (x, x[:32], x[:32])}) == 2
 
 
-def test_stored_ptx_is_of_this_source() -> None:
-    """examples.ptx is what its compiler makes of examples.cu. Another nvcc would generate other PTX."""
+def test_stored_ptx_is_up_to_date() -> None:
+    """examples.ptx is the PTX of examples.cu from its version of nvcc. Other versions generate other PTX."""
     try:
         find_nvcc()
     except CompilerMissing as missing:
@@ -815,14 +815,14 @@ def test_stored_ptx_is_of_this_source() -> None:
     fresh, stored = compiled(), STORED.read_text()
     if compiler(fresh) != compiler(stored):
         pytest.skip(f"examples.ptx was made by another nvcc: {compiler(stored)[3:]}")
-    # names with internal linkage contain a hash of the file's path; the sections repeat them byte by byte
+    # names with internal linkage contain a hash of the file's path; the sections contain them as bytes
     fresh, stored = (text.partition("\t.section")[0] for text in (fresh, stored))
     fresh, stored = (re.sub(r"[0-9a-f]{8}(_\d+_examples_cu)", r"\1", text) for text in (fresh, stored))
     assert "mma.sync" in fresh
     assert fresh == stored
 
 
-def test_torch_tensors_are_arrays_too() -> None:
+def test_torch_tensors_as_arrays() -> None:
     torch = pytest.importorskip("torch")
     x, y = torch.randn(64), poisoned((64,), torch.float32)
     shared_module()["reverse"].launch(1, 32, [x, y])

@@ -1,4 +1,4 @@
-"""The tool on Triton's compiled kernels, whose lane layouts Triton chose."""
+"""The PTX machine on kernels that Triton compiled, with Triton's layouts of lanes."""
 
 from __future__ import annotations
 

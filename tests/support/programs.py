@@ -1,0 +1,23 @@
+"""Runs Python programs in new processes, in which they can import the same modules as the tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def run_program(
+    program: str, *arguments: str, check: bool = True, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program with more environment variables. With ``check``, fail with its errors if it fails."""
+    path = os.pathsep.join(folder for folder in sys.path if folder)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
