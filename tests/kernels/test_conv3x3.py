@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wae_kernels import reference
+from wae_kernels.parameters import KERNEL_WIDTH
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -58,14 +59,18 @@ def test_sizes(cell: Cell, batch: int, size: tuple[int, int]) -> None:
     check(maps(batch, 17, *size, cell.device), weight, bias, relu=True)
 
 
+@pytest.mark.parametrize("out_channels", [8, KERNEL_WIDTH, 33])  # also an encoder's width: its rules differ
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_float32_inside_autocast(cell: Cell, dtype: torch.dtype) -> None:
-    weight, bias = (t.to(cell.device, dtype) for t in layer(5, 33))
-    x = maps(2, 5, 6, 7, cell.device).to(dtype)
+def test_float32_inside_autocast(cell: Cell, dtype: torch.dtype, out_channels: int) -> None:
+    x, (weight, bias) = maps(2, 5, 6, 7, cell.device), (t.to(cell.device) for t in layer(5, out_channels))
+    outside = conv3x3(x, conv3x3_pack(weight), bias, out_channels)
+    cast = [t.to(dtype) for t in (x, weight, bias)]
     with torch.autocast(cell.device, dtype):
-        out = conv3x3(x, conv3x3_pack(weight), bias, 33)
+        inside = conv3x3(x, conv3x3_pack(weight), bias, out_channels)
+        out = conv3x3(cast[0], conv3x3_pack(cast[1]), cast[2], out_channels)
+    assert torch.equal(inside, outside)
     assert out.dtype == torch.float32
-    assert_close(out, expected(x, weight, bias, relu=False), WINOGRAD)
+    assert_close(out, expected(*cast, relu=False), WINOGRAD)
 
 
 @pytest.mark.parametrize("channels", CHANNELS)

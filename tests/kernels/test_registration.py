@@ -813,19 +813,6 @@ def test_flops_are_counted() -> None:
     assert counter.get_total_flops() == 2 * 2 * 6 * 7 * 9 * 5 * 20
 
 
-@pytest.mark.parametrize("width", [8, KERNEL_WIDTH])  # also an encoder's width, because its rules differ
-def test_conv3x3_stays_in_float32_inside_autocast(width: int) -> None:
-    image, weight = torch.randn(1, 4, 6, 6), torch.randn(width, 4, 3, 3)
-    expected = torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, width)
-    with torch.autocast("cpu", torch.bfloat16):
-        packed = torch.ops.wae.conv3x3_pack(weight.bfloat16())
-        out = torch.ops.wae.conv3x3(image.bfloat16(), packed, None, width)
-        assert torch.equal(
-            torch.ops.wae.conv3x3(image, torch.ops.wae.conv3x3_pack(weight), None, width), expected
-        )
-    assert out.dtype == torch.float32
-
-
 # ----------------------------------------------------------------------------------------------- the warning
 
 
