@@ -1,4 +1,4 @@
-"""A small folder of images, for the tests of several files."""
+"""An image folder that the tests of several files use."""
 
 import pytest
 from data_sets import write_images

@@ -1,4 +1,4 @@
-"""wae.data.classes: classes are matched by their names; data sets take the order that is asked for."""
+"""wae.data.classes: classes are matched by name; data sets can be renumbered."""
 
 import pytest
 import torch
@@ -16,18 +16,18 @@ from wae.data.classes import ClassError, ClassOrder, class_order
         ("aab", "aab", (0, 1, 2)),
     ],
 )
-def test_the_same_names_are_matched(known, labels, numbers):
+def test_classes_are_matched_by_name(known, labels, numbers):
     assert class_order("net", known, 3, labels) == ClassOrder(numbers)
 
 
-def test_without_names_numbers_decide_and_a_note_says_so():
+def test_without_names_classes_are_matched_by_number_and_a_note_says_so():
     numbers, note = class_order("net", None, 2, "ab")
     assert numbers == (0, 1)
     assert note == "net: has no class names; its classes are matched by number"
 
 
 @pytest.mark.parametrize(
-    ("known", "count", "labels", "said"),
+    ("known", "count", "labels", "message"),
     [
         (None, 1, "ab", "net: has 1 class, the data has 2"),
         (None, 3, "ab", "net: has 3 classes, the data has 2"),
@@ -40,24 +40,24 @@ def test_without_names_numbers_decide_and_a_note_says_so():
         ("abcdefghij", 10, "xy", "has a, b, c, d, e, f, g, h, i, j; only"),
     ],
 )
-def test_other_names_are_an_error_that_lists_them(known, count, labels, said):
-    with pytest.raises(ClassError, match=said):
+def test_different_names_are_refused_and_listed(known, count, labels, message):
+    with pytest.raises(ClassError, match=message):
         class_order("net", known, count, labels)
 
 
-def by_name(dataset):
+def images_and_names(dataset):
     images, targets = dataset.batch(range(len(dataset)), 0)
     return images, [dataset.labels[target] for target in targets]
 
 
 @pytest.mark.parametrize("kind", ["in memory", "folder"])
-def test_renumbered_samples_keep_their_names(kind, photos):
+def test_renumbered_samples_keep_their_class_names(kind, photos):
     for part in ("train", "val"):
         write_images(photos / part, classes=("cow",))
     dataset = noise(12, augment=False) if kind == "in memory" else small(photos)
     numbers = [2, 0, 3, 1] if kind == "in memory" else [2, 0, 1]
     other = dataset.renumbered(numbers)
     assert [other.labels[n] for n in numbers] == list(dataset.labels)
-    (images, names), (others, other_names) = by_name(dataset), by_name(other)
+    (images, names), (others, other_names) = images_and_names(dataset), images_and_names(other)
     assert torch.equal(images, others)
     assert names == other_names

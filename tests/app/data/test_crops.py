@@ -1,4 +1,4 @@
-"""Random crops: what a batch depends on, and every turn that they come in."""
+"""wae.data.crops: random crops, their orientations and channel orders, and what a batch depends on."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def noise(height=40, width=50, seed=0):
     return torch.randint(256, (3, height, width), generator=random, dtype=torch.uint8)
 
 
-def test_batches_depend_on_seed_epoch_and_numbers_alone():
+def test_crops_depend_only_on_seed_epoch_and_index():
     crops = Crops([noise()], 16, 30, seed=0)
     first, labels = crops.batch([3, 4], 5)
     torch.manual_seed(99)
@@ -24,10 +24,10 @@ def test_batches_depend_on_seed_epoch_and_numbers_alone():
     for other in (crops.batch([3, 4], 6)[0], Crops([noise()], 16, 30, seed=1).batch([3, 4], 5)[0]):
         assert not torch.equal(other[..., :15, :15], first[..., :15, :15])
     alone = crops.batch([4], 5)[0]
-    assert torch.equal(alone[0, :, :15, :15], first[1, :, :15, :15])  # the same in another batch
+    assert torch.equal(alone[0, :, :15, :15], first[1, :, :15, :15])  # the batch makes no difference
 
 
-def test_sizes_are_odd_in_half_of_the_batches_and_all_photos_are_cut_from():
+def test_batches_have_even_and_odd_sizes_and_all_photos_are_used():
     crops = Crops([noise(), torch.zeros_like(noise())], 16, 60, seed=0)
     taken = [images for images, _ in batches(crops, 2, 0, 0, True)]
     assert len(taken) == 30
@@ -36,8 +36,8 @@ def test_sizes_are_odd_in_half_of_the_batches_and_all_photos_are_cut_from():
     assert 15 < black < 45
 
 
-def test_crops_come_in_every_turn_and_exchange_of_colours():
-    """From one photo of one crop's size, whose pixels all differ: 8 turns times 6 orders of the colours."""
+def test_crops_come_in_every_orientation_and_channel_order():
+    """The photo is as large as a crop and its pixels all differ: 8 orientations times 6 channel orders."""
     photo = torch.arange(27, dtype=torch.uint8).reshape(3, 3, 3)
     crops, seen = Crops([photo], 3, 1000, seed=0), set()
     for step in range(120):
@@ -53,7 +53,7 @@ def test_crops_reach_every_pixel():
     assert {pixel for n in range(200) for pixel in crops.batch([n], 0)[0].flatten().tolist()} == {*range(60)}
 
 
-def test_a_fingerprint_tells_photos_apart():
+def test_different_photos_have_different_fingerprints():
     one, same, other = (fingerprint(Crops([noise(seed=seed)], 16, 30, 0)) for seed in (0, 0, 1))
     assert one == same != other
     assert fingerprint(Crops([noise()], 8, 30, 0)) != one
@@ -72,6 +72,6 @@ def test_a_fingerprint_tells_photos_apart():
     ],
     ids=["none", "low", "narrow", "crop", "length"],
 )
-def test_what_cannot_be_cut(photos, crop, length, message):
+def test_invalid_arguments_are_refused(photos, crop, length, message):
     with pytest.raises(DatasetError, match=message):
         Crops(photos, crop, length, 0)

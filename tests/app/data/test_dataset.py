@@ -1,4 +1,4 @@
-"""wae.data.dataset: images in memory, whose augmentation depends on seed, epoch and sample alone."""
+"""wae.data.dataset: images in memory, whose augmentation depends only on seed, epoch and sample."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from data_sets import noise
 from wae.data.dataset import DatasetError, Draw, InMemory, random_seed, sample
 
 
-def test_every_shift_and_flip_comes_equally_often():
+def test_every_shift_and_flip_is_equally_likely():
     dataset = noise(1, height=5, width=7)
     original = dataset.images[0, 0]
     dataset.images = dataset.images.expand(5000, -1, -1, -1).contiguous()
@@ -24,40 +24,40 @@ def test_every_shift_and_flip_comes_equally_often():
             possible[window.tobytes()] = top, left, False
             possible[np.ascontiguousarray(window[:, ::-1]).tobytes()] = top, left, True
     assert len(possible) == 50
-    # KeyError where an image is none of the fifty
+    # KeyError if an image is none of the fifty
     seen = Counter(possible[image[0].numpy().tobytes()] for image in images)
     assert len(seen) == 50
     expected = 5000 / 50
     chi_square = sum((count - expected) ** 2 / expected for count in seen.values())
-    assert chi_square < 85  # 49 degrees of freedom: passed by 999 in 1000 seeds, and this one is fixed
+    assert chi_square < 85  # 49 degrees of freedom: 999 of 1000 seeds pass, and this one is fixed
 
 
 @pytest.mark.parametrize("colours", [1, 3])
-def test_augmentation_is_a_function_of_seed_epoch_and_sample(colours):
+def test_augmentation_depends_only_on_seed_epoch_and_sample(colours):
     dataset = noise(40, colours)
-    whole, labels = dataset.batch(range(40), 3)
-    assert whole.shape == (40, 3, 8, 6)
-    assert whole.dtype == torch.uint8
-    assert whole.is_contiguous()
+    everything, labels = dataset.batch(range(40), 3)
+    assert everything.shape == (40, 3, 8, 6)
+    assert everything.dtype == torch.uint8
+    assert everything.is_contiguous()
     assert labels.dtype == torch.int64
     torch.manual_seed(1)
-    dataset.batch([0], 4)  # an epoch in between, as where a run is resumed
+    dataset.batch([0], 4)  # an epoch in between, as when a run is resumed
     for indices in ([7], [39, 0, 7], list(range(39, -1, -1))):
         images, part = dataset.batch(indices, 3)
-        assert torch.equal(images, whole[indices])
+        assert torch.equal(images, everything[indices])
         assert torch.equal(part, labels[indices])
-    assert not torch.equal(dataset.batch(range(40), 4)[0], whole)
+    assert not torch.equal(dataset.batch(range(40), 4)[0], everything)
     dataset.seed, dataset._drawn = 6, None
-    assert not torch.equal(dataset.batch(range(40), 3)[0], whole)
+    assert not torch.equal(dataset.batch(range(40), 3)[0], everything)
 
 
-def test_random_numbers_are_those_of_earlier_versions_and_of_no_other_purpose():
-    """A training that was stopped goes on with them."""
+def test_random_seeds_are_those_of_earlier_versions_and_differ_by_purpose():
+    """A resumed training must continue with the same numbers."""
     drawn = {purpose.name: random_seed(purpose, 3, 1) for purpose in Draw}
     assert drawn == {"ORDER": 2234450039, "SHIFTS": 782383878, "SAMPLE": 1384528246, "CROPS": 2707966756}
 
 
-def test_some_of_the_samples_have_numbers_of_their_own():
+def test_a_subset_is_augmented_by_its_own_indices():
     dataset, indices = noise(10), [7, 0, 4]
     dataset.batch([0], 3)
     alone = InMemory(dataset.images[indices], dataset.targets[indices], "abcd", True, 5)
@@ -75,7 +75,7 @@ def test_plain_samples_are_not_augmented():
     assert not torch.equal(before, images)
 
 
-def test_without_augmentation_the_images_are_as_they_were():
+def test_without_augmentation_images_are_unchanged_copies():
     dataset = noise(5, augment=False)
     images, labels = dataset.batch([3, 1], 0)
     assert torch.equal(images, dataset.images[[3, 1]].expand(-1, 3, -1, -1))
@@ -84,13 +84,13 @@ def test_without_augmentation_the_images_are_as_they_were():
     assert dataset.images.any()
 
 
-def test_without_padding_and_flips_nothing_moves():
+def test_without_padding_and_flips_images_are_unchanged():
     dataset = noise(30, 3, pad=0, flip=False)
     assert torch.equal(dataset.batch(range(30), 0)[0], dataset.images)
 
 
 @pytest.mark.parametrize(
-    ("images", "targets", "options", "named"),
+    ("images", "targets", "options", "name"),
     [
         (torch.zeros(2, 1, 4, 4), torch.zeros(2).long(), {}, "images"),
         (torch.zeros(2, 4, 4).byte(), torch.zeros(2).long(), {}, "images"),
@@ -104,12 +104,12 @@ def test_without_padding_and_flips_nothing_moves():
         (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2).long(), {"pad": -1}, "pad"),
     ],
 )
-def test_tensors_that_make_no_data_set(images, targets, options, named):
-    with pytest.raises(DatasetError, match=named):
+def test_invalid_tensors_are_refused(images, targets, options, name):
+    with pytest.raises(DatasetError, match=name):
         InMemory(images, targets, ("a", "b"), True, 0, **options)
 
 
-def test_a_sample_is_taken_from_all_over_a_set():
+def test_sample_is_evenly_spaced():
     numbers = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
     data = InMemory(numbers, torch.arange(200), [str(number) for number in range(200)], False, 0)
     images, labels = sample(data, 4)
@@ -118,17 +118,17 @@ def test_a_sample_is_taken_from_all_over_a_set():
     assert sample(data, 150)[1][-1] == 198
 
 
-class WithGaps:
-    """Twenty images, of which some files cannot be read; it keeps which were asked for."""
+class PartlyReadable:
+    """Twenty images, of which only the ``readable`` ones can be read; it records the indices requested."""
 
     def __init__(self, *readable):
-        self.readable, self.asked = readable, []
+        self.readable, self.requested = readable, []
 
     def __len__(self):
         return 20
 
     def batch(self, indices, epoch):
-        self.asked += indices
+        self.requested += indices
         found = [index for index in indices if index in self.readable]
         return torch.zeros(len(found), 3, 2, 2, dtype=torch.uint8), torch.tensor(found, dtype=torch.int64)
 
@@ -137,18 +137,18 @@ class WithGaps:
     ("readable", "taken"),
     [((0, 5, 10, 15), [0, 5, 10, 15]), ((0, 10, 11, 12, 16), [0, 10, 11, 16]), ((3, 13), [3, 13])],
 )
-def test_others_are_tried_in_the_place_of_files_that_cannot_be_read(readable, taken):
-    assert sorted(sample(WithGaps(*readable), 4)[1].tolist()) == taken
+def test_sample_replaces_unreadable_files_by_their_successors(readable, taken):
+    assert sorted(sample(PartlyReadable(*readable), 4)[1].tolist()) == taken
 
 
-def test_no_more_is_read_than_is_asked_for():
-    data = WithGaps(*range(20))
+def test_sample_reads_no_more_than_it_returns():
+    data = PartlyReadable(*range(20))
     sample(data, 4)
-    assert data.asked == [0, 5, 10, 15]
+    assert data.requested == [0, 5, 10, 15]
 
 
-def test_each_file_is_tried_once_before_none_can_be_read():
-    data = WithGaps()
+def test_sample_tries_each_file_once_before_it_fails():
+    data = PartlyReadable()
     with pytest.raises(DatasetError, match="none of the 20 images tried can be read"):
         sample(data, 6)
-    assert sorted(data.asked) == list(range(20))
+    assert sorted(data.requested) == list(range(20))

@@ -1,4 +1,4 @@
-"""wae.data.folder: folders of image files, one for each class; bad files are named."""
+"""wae.data.folder: folders of image files, one per class; errors name the bad file."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from wae.data.images import ImageError, read_image
 from wae.data.loading import batches, open_dataset
 
 
-def test_the_layout_gives_samples_and_labels(photos):
+def test_class_folders_give_samples_and_labels(photos):
     (photos / "train" / "cat" / "notes.txt").write_text("no image")
     train, held_out = open_dataset(photos, True, True, 0), open_dataset(str(photos), False, False, 0)
     assert train.labels == held_out.labels == ("cat", "dog")
@@ -29,28 +29,29 @@ def test_the_layout_gives_samples_and_labels(photos):
     assert open_dataset(photos, False, False, 0, size=16).batch([0], 0)[0].shape == (1, 3, 16, 16)
 
 
-def test_what_is_asked_for_arrives(photos):
+def test_options_of_open_dataset_are_passed_on(photos):
     check_options_arrive(photos)
     images = open_dataset(photos, False, False, 0, size=20).batch([0, 3], 0)[0]
-    assert torch.equal(images, image_folder(photos, False, 20, 23).batch([0, 3], 0)[0])  # 8/7 of it
+    resize = 23  # 8/7 of the size
+    assert torch.equal(images, image_folder(photos, False, 20, resize).batch([0, 3], 0)[0])
 
 
-def test_a_class_whose_name_is_no_utf_8_is_refused_at_once(photos):
-    """Its label could not be kept in the checkpoint."""
+def test_a_class_name_that_is_not_utf_8_is_refused(photos):
+    """A checkpoint could not store its label."""
     for part in ("train", "val"):
         os.rename(photos / part / "cat", os.fsencode(photos / part) + b"/caf\xe9")
     with pytest.raises(DatasetError, match=r"name of the folder 'caf\\udce9' is not UTF-8; rename it"):
         small(photos)
 
 
-def test_test_will_do_for_val(photos):
+def test_test_is_used_if_there_is_no_val(photos):
     (photos / "val").rename(photos / "test")
     assert len(small(photos, train=False)) == 4
     write_images(photos / "val", per_class=1)
-    assert len(small(photos, train=False)) == 2  # val goes first
+    assert len(small(photos, train=False)) == 2  # val takes precedence
 
 
-def test_evaluation_takes_the_centre_of_the_resized_image(photos):
+def test_evaluation_crops_the_centre_of_the_resized_image(photos):
     image = read_image(photos / "val" / "cat" / "0.png")
     images, _ = image_folder(photos, False, size=20, resize=30).batch([0], 0)
     assert torch.equal(images[0], image[:, 10:30, 5:25])  # the shorter side has 30 pixels: nothing is scaled
@@ -58,22 +59,22 @@ def test_evaluation_takes_the_centre_of_the_resized_image(photos):
     assert torch.equal(images[0], image[:, 5:35])
 
 
-def test_augmented_photos_are_a_function_of_seed_epoch_and_sample(photos):
+def test_augmentation_depends_only_on_seed_epoch_and_sample(photos):
     dataset = small(photos, augment=True, seed=4)
-    whole, labels = dataset.batch(range(8), 2)
-    assert whole.dtype == torch.uint8
-    assert whole.is_contiguous()
+    everything, labels = dataset.batch(range(8), 2)
+    assert everything.dtype == torch.uint8
+    assert everything.is_contiguous()
     torch.manual_seed(1)
     before = torch.get_rng_state()
     for indices in ([5], [7, 0, 3]):
-        assert same(dataset.batch(indices, 2), (whole[indices], labels[indices]))
+        assert same(dataset.batch(indices, 2), (everything[indices], labels[indices]))
     assert torch.equal(torch.get_rng_state(), before)
-    assert same(small(photos, augment=True, seed=4).batch(range(8), 2), (whole, labels))
+    assert same(small(photos, augment=True, seed=4).batch(range(8), 2), (everything, labels))
     for other in (dataset.batch(range(8), 3), small(photos, augment=True, seed=5).batch(range(8), 2)):
-        assert not torch.equal(other[0], whole)
+        assert not torch.equal(other[0], everything)
 
 
-def test_crops_and_flips_of_photos_are_real(tmp_path):
+def test_augmentation_crops_and_flips(tmp_path):
     ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
     for label in ("a", "b"):
         (tmp_path / "train" / label).mkdir(parents=True)
@@ -87,13 +88,13 @@ def test_crops_and_flips_of_photos_are_real(tmp_path):
     assert 50 < rise.abs().min() < 100 < 200 < rise.abs().max()  # small crops and large ones
 
 
-def test_a_corrupt_image_is_an_error_that_names_the_file(photos):
+def test_the_error_for_a_corrupt_image_names_the_file(photos):
     path = corrupt(photos)
     with pytest.raises(ImageError, match=str(path)):
         list(batches(small(photos, augment=True), 4, 0, 0, True))
 
 
-def test_a_corrupt_image_is_left_out_only_when_asked(photos):
+def test_a_corrupt_image_is_left_out_and_reported_if_skipped(photos):
     path = corrupt(photos)
     dataset = small(photos, augment=True, on_corrupt="skip")
     loader = batches(dataset, 4, 0, 0, False)
@@ -103,17 +104,17 @@ def test_a_corrupt_image_is_left_out_only_when_asked(photos):
         assert failed.startswith(f"{path}: ")
 
 
-def test_a_batch_of_nothing_but_corrupt_images_is_empty(photos):
+def test_a_batch_of_only_corrupt_images_is_empty(photos):
     corrupt(photos)
     dataset = small(photos, on_corrupt="skip")
-    whole = dataset.batch([0], 0)
+    good = dataset.batch([0], 0)
     images, labels = dataset.batch([5], 0)
     assert images.shape == (0, 3, 16, 16)
     assert labels.shape == (0,)
-    assert (images.dtype, labels.dtype) == (whole[0].dtype, whole[1].dtype)
+    assert (images.dtype, labels.dtype) == (good[0].dtype, good[1].dtype)
 
 
-def test_where_no_image_can_be_read_the_first_is_named(photos):
+def test_if_no_image_can_be_read_the_error_names_the_first(photos):
     for path in (photos / "train").rglob("*.png"):
         path.write_bytes(b"no image")
     data = small(photos, on_corrupt="skip")
@@ -128,7 +129,7 @@ def test_an_image_far_longer_than_wide_is_refused(photos):
         small(photos, train=False).batch([0], 0)
 
 
-def test_what_is_no_image_of_a_class_is_left_out_and_counted(photos):
+def test_files_that_are_not_images_of_a_class_are_left_out_and_counted(photos):
     train, expected = photos / "train", [Path(path).name for path, _ in small(photos).samples]
     for extra in (".ipynb_checkpoints", "__MACOSX", "cat/@eaDir"):
         (train / extra).mkdir()
@@ -140,7 +141,7 @@ def test_what_is_no_image_of_a_class_is_left_out_and_counted(photos):
     (train / "cat" / "._0.png").touch()
     (train / "dog" / "x.heic").touch()
     (train / "loose.png").touch()
-    (photos / "val" / "loose.png").touch()  # of the other part
+    (photos / "val" / "loose.png").touch()  # does not count: it is not in train
     os.mkfifo(train / "dog" / "pipe.png")
     dataset = small(photos)
     assert [Path(path).name for path, _ in dataset.samples] == expected
@@ -150,7 +151,7 @@ def test_what_is_no_image_of_a_class_is_left_out_and_counted(photos):
     )
 
 
-def test_a_line_tells_what_was_left_out(photos):
+def test_left_out_of_says_what_was_left_out(photos):
     assert left_out_of(small(photos)) == left_out_of(noise(4)) == ""
     (photos / "train" / "cat" / "notes.txt").touch()
     assert left_out_of(small(photos)) == f"{photos}/train: left out: 1 of other types (.txt)"
@@ -191,7 +192,7 @@ def remove(folder):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("change", "message"),
     [
         (remove, "there is no folder train in it"),
         (lambda folder: remove(folder / "train"), "train: is empty"),
@@ -206,33 +207,33 @@ def remove(folder):
         (lambda folder: (folder / "val" / "cow").mkdir(), "same classes; .* cow$"),
     ],
 )
-def test_folders_that_make_no_data_set(photos, spoil, said):
-    spoil(photos)
-    with pytest.raises(DatasetError, match=said) as caught:
+def test_invalid_folders_are_refused(photos, change, message):
+    change(photos)
+    with pytest.raises(DatasetError, match=message) as caught:
         open_dataset(photos, True, True, 0)
     assert str(photos) in str(caught.value)
 
 
-def test_nothing_to_evaluate_on(photos):
+def test_a_folder_without_val_and_test_is_refused(photos):
     (photos / "val").rename(photos / "elsewhere")
     with pytest.raises(DatasetError, match="there is no folder val or test in it"):
         open_dataset(photos, False, False, 0)
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "name"),
     [
         ({"size": 0}, "size"),
         ({"size": 32, "resize": 30}, "size and resize"),
         ({"on_corrupt": "x"}, "on_corrupt"),
     ],
 )
-def test_options_of_image_folders_out_of_range(photos, options, named):
-    with pytest.raises(DatasetError, match=named):
+def test_invalid_options_are_refused(photos, options, name):
+    with pytest.raises(DatasetError, match=name):
         image_folder(photos, True, **options)
 
 
-def test_what_goes_to_workers_can_be_pickled(photos):
+def test_datasets_can_be_pickled(photos):
     for dataset in (small(photos, augment=True), noise(6)):
         copy = pickle.load(io.BytesIO(pickle.dumps(dataset)))
         assert same(copy.batch([0, 5], 1), dataset.batch([0, 5], 1))

@@ -1,4 +1,4 @@
-"""wae.data.idx: Fashion-MNIST as published, and files that are not."""
+"""wae.data.idx: Fashion-MNIST as published, and malformed or different files."""
 
 import gzip
 import tracemalloc
@@ -19,11 +19,8 @@ needs_fashion_mnist = pytest.mark.skipif(
 
 
 @needs_fashion_mnist
-def test_fashion_mnist_as_installed():
-    train, held_out = (
-        open_dataset("fashion-mnist", True, True, 4),
-        fashion_mnist(None, False, False, 0),
-    )
+def test_installed_fashion_mnist_is_complete():
+    train, held_out = open_dataset("fashion-mnist", True, True, 4), fashion_mnist(None, False, False, 0)
     assert (len(train), len(held_out)) == (60_000, 10_000)
     assert (train.augment, train.seed, train.pad, train.flip) == (True, 4, 0, True)
     assert torch.bincount(train.targets).tolist() == [6000] * 10
@@ -36,15 +33,13 @@ def test_fashion_mnist_as_installed():
 
 
 @needs_fashion_mnist
-def test_fashion_mnist_from_a_folder_without_compression(tmp_path):
+def test_uncompressed_files_of_a_folder_are_read_and_verified(tmp_path):
     for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
         (tmp_path / name).write_bytes(gzip.decompress((FASHION_MNIST_FOLDER / f"{name}.gz").read_bytes()))
-    plain, packed = (
-        open_dataset(tmp_path, False, False, 0),
-        fashion_mnist(FASHION_MNIST_FOLDER, False, False, 0),
-    )
-    assert torch.equal(plain.images, packed.images)
-    assert torch.equal(plain.targets, packed.targets)
+    plain = open_dataset(tmp_path, False, False, 0)
+    compressed = fashion_mnist(FASHION_MNIST_FOLDER, False, False, 0)
+    assert torch.equal(plain.images, compressed.images)
+    assert torch.equal(plain.targets, compressed.targets)
     with pytest.raises(DatasetError, match="no train-images-idx3-ubyte"):
         open_dataset(tmp_path, True, False, 0)
 
@@ -57,7 +52,7 @@ def test_fashion_mnist_from_a_folder_without_compression(tmp_path):
         open_dataset(tmp_path, False, False, 0)
 
 
-def test_missing_fashion_mnist_says_where_it_comes_from(tmp_path):
+def test_the_error_for_missing_files_names_the_package(tmp_path):
     with pytest.raises(
         DatasetError, match=r"no train-images-idx3-ubyte .*dataset-fashion-mnist, or name a folder"
     ):
@@ -68,54 +63,51 @@ def idx(shape, content):
     return bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape) + content
 
 
-def test_a_well_made_file_of_other_content_is_refused(tmp_path):
+def test_a_valid_file_with_other_content_is_refused(tmp_path):
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx((10_000, 28, 28), bytes(7_840_000)))
     with pytest.raises(DatasetError, match=r"t10k-images-idx3-ubyte: .*SHA-256"):
         fashion_mnist(tmp_path, False, False, 0)
 
 
-WELL_MADE = idx((3, 2), b"pixels")
+VALID = idx((3, 2), b"pixels")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a", b"", "not an IDX file of 3 x 2 bytes"),
-        ("a", WELL_MADE[:7], "not an IDX file"),
-        ("a", b"\0\0\x0d" + WELL_MADE[3:], "not an IDX file"),  # floats
+        ("a", VALID[:7], "not an IDX file"),
+        ("a", b"\0\0\x0d" + VALID[3:], "not an IDX file"),  # floats
         ("a", idx((2, 3), b"pixels"), "not an IDX file"),
         ("a", idx((0xFFFFFFFF, 0xFFFFFFFF), b"pixels"), "not an IDX file"),
-        ("a", gzip.compress(WELL_MADE, mtime=0), "not an IDX file"),  # compressed, but not named .gz
-        ("a", WELL_MADE[:-1], "announces 6 bytes, but there are 5"),
-        ("a", WELL_MADE + b"!", "announces 6 bytes, but there are more"),
-        ("a.gz", WELL_MADE, "damaged or cannot be read"),
-        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:-1], "damaged or cannot be read"),
-        (
-            "a.gz",
-            gzip.compress(WELL_MADE, mtime=0)[:-8] + bytes(8),
-            "damaged or cannot be read",
-        ),  # check sum of gzip
-        ("a.gz", gzip.compress(WELL_MADE, mtime=0)[:10] + b"\xff" * 30, "damaged or cannot be read"),
-        ("a.gz", gzip.compress(WELL_MADE[:-1], mtime=0), "announces 6 bytes, but there are 5"),
+        ("a", gzip.compress(VALID, mtime=0), "not an IDX file"),  # compressed, but not named .gz
+        ("a", VALID[:-1], "announces 6 bytes, but there are 5"),
+        ("a", VALID + b"!", "announces 6 bytes, but there are more"),
+        ("a.gz", VALID, "damaged or cannot be read"),
+        ("a.gz", gzip.compress(VALID, mtime=0)[:-1], "damaged or cannot be read"),
+        # a wrong checksum
+        ("a.gz", gzip.compress(VALID, mtime=0)[:-8] + bytes(8), "damaged or cannot be read"),
+        ("a.gz", gzip.compress(VALID, mtime=0)[:10] + b"\xff" * 30, "damaged or cannot be read"),
+        ("a.gz", gzip.compress(VALID[:-1], mtime=0), "announces 6 bytes, but there are 5"),
     ],
 )
-def test_hostile_idx_files(tmp_path, name, content, said):
+def test_malformed_files_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match=f"{name}: .*{said}"):
+    with pytest.raises(DatasetError, match=f"{name}: .*{message}"):
         _read_idx(tmp_path / name, (3, 2))
 
 
 @given(
-    at=st.integers(0, len(WELL_MADE)),
-    cut=st.integers(0, len(WELL_MADE)),
+    at=st.integers(0, len(VALID)),
+    cut=st.integers(0, len(VALID)),
     new=st.binary(max_size=20),
-    packed=st.booleans(),
+    compressed=st.booleans(),
 )
-def test_a_damaged_idx_file_is_read_exactly_or_refused(tmp_path, at, cut, new, packed):
-    content = WELL_MADE[:at] + new + WELL_MADE[at + cut :]
-    path = tmp_path / ("a.gz" if packed else "a")
-    path.write_bytes(gzip.compress(content) if packed else content)
-    if content.startswith(WELL_MADE[:12]) and len(content) == len(WELL_MADE):
+def test_a_modified_file_is_read_exactly_or_refused(tmp_path, at, cut, new, compressed):
+    content = VALID[:at] + new + VALID[at + cut :]
+    path = tmp_path / ("a.gz" if compressed else "a")
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    if content.startswith(VALID[:12]) and len(content) == len(VALID):
         assert _read_idx(path, (3, 2)).tobytes() == content[12:]
     else:
         with pytest.raises(DatasetError, match=str(path)):
@@ -123,14 +115,14 @@ def test_a_damaged_idx_file_is_read_exactly_or_refused(tmp_path, at, cut, new, p
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_after_the_gzip_magic_are_refused_not_fatal(tmp_path, content):
+def test_arbitrary_bytes_after_the_gzip_magic_are_refused(tmp_path, content):
     (tmp_path / "a.gz").write_bytes(b"\x1f\x8b\x08" + content)
     with pytest.raises(DatasetError, match=r"a\.gz"):
         _read_idx(tmp_path / "a.gz", (3, 2))
 
 
-def test_a_gzip_bomb_is_not_unpacked(tmp_path):
-    (tmp_path / "a.gz").write_bytes(gzip.compress(WELL_MADE + bytes(50_000_000), 1))
+def test_a_gzip_bomb_is_not_decompressed(tmp_path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(VALID + bytes(50_000_000), 1))
     tracemalloc.start()
     try:
         with pytest.raises(DatasetError, match="there are more"):
