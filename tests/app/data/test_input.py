@@ -1,4 +1,4 @@
-"""The input that an image becomes, against the pipelines of timm and torchvision themselves, on photos."""
+"""wae.data.input: preprocessing, compared with the pipelines of timm and torchvision on photos."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -24,10 +24,11 @@ INPUTS = [
 ]
 
 
-def largest_and_mean(made, expected):
-    """Of the differences, in grey values."""
+def check_close(made, expected):
+    """Equal but for rounding, in grey values."""
     difference = (made.float() - expected.float()).abs()
-    return difference.max().item(), difference.mean().item()
+    assert difference.max() <= 2
+    assert difference.mean() <= 0.1
 
 
 def opened(name):
@@ -37,17 +38,14 @@ def opened(name):
 
 @pytest.mark.parametrize("name", PHOTOS)
 @pytest.mark.parametrize("network", ["ResNet50_Weights.IMAGENET1K_V2", "EfficientNet_B0_Weights.DEFAULT"])
-def test_torchvision_s_own_transforms(name, network):
-    """Bilinear for one, bicubic for the other; on the pixels, theirs are on Pillow's image."""
+def test_prepare_matches_torchvision_s_transforms(name, network):
+    """One is bilinear, the other bicubic. Ours work on the pixels, torchvision's on Pillow's image."""
     preset = models.get_weight(network).transforms()
-    input = Input(
-        preset.crop_size[0], preset.resize_size[0], interpolation=preset.interpolation.value
-    )  # fmt: skip
+    interpolation = preset.interpolation.value
+    input = Input(preset.crop_size[0], preset.resize_size[0], interpolation=interpolation)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (preset.mean, preset.std))
     expected = (preset(opened(name)) * std + mean) * 255
-    most, mean_difference = largest_and_mean(prepare(photos.photo(name), input), expected)
-    assert most <= 2
-    assert mean_difference <= 0.1
+    check_close(prepare(photos.photo(name), input), expected)
 
 
 @pytest.mark.parametrize("name", PHOTOS)
@@ -55,23 +53,17 @@ def test_torchvision_s_own_transforms(name, network):
     ("interpolation", "crop_pct", "mode"),
     [("bicubic", 0.9, "center"), ("bilinear", 0.875, "center"), ("bicubic", 1.0, "squash")],
 )
-def test_timm_s_own_transforms(name, interpolation, crop_pct, mode):
+def test_prepare_matches_timm_s_transforms(name, interpolation, crop_pct, mode):
     data = pytest.importorskip("timm.data")
     transform = data.create_transform(
         (3, 224, 224), interpolation=interpolation, crop_pct=crop_pct, crop_mode=mode, normalize=False
     )
     input = Input(224, int(224 / crop_pct), interpolation=interpolation, squash=mode == "squash")
-    most, mean_difference = largest_and_mean(prepare(photos.photo(name), input), transform(opened(name)))
-    assert most <= 2
-    assert mean_difference <= 0.1
+    check_close(prepare(photos.photo(name), input), transform(opened(name)))
 
 
-@pytest.mark.parametrize(
-    "input",
-    INPUTS,
-    ids=["bilinear", "bicubic", "squash", "grayscale", "nearest"],
-)
-def test_a_folder_s_images_are_made_so_too(tmp_path, input):
+@pytest.mark.parametrize("input", INPUTS, ids=["bilinear", "bicubic", "squash", "grayscale", "nearest"])
+def test_the_images_of_a_folder_are_prepared_like_this(tmp_path, input):
     for label in ("cat", "sky"):
         (tmp_path / "val" / label).mkdir(parents=True)
         opened("chelsea").save(tmp_path / "val" / label / "photo.png")
@@ -84,33 +76,34 @@ def test_a_folder_s_images_are_made_so_too(tmp_path, input):
     assert (torch.equal(red, green) and torch.equal(green, blue)) == input.grayscale
 
 
-def test_a_random_cut_is_scaled_as_the_input_says(photos):
+def test_random_crops_use_the_interpolation_of_the_input(photos):
     made = [
-        open_dataset(photos, True, True, 0, Input(20, 24, interpolation=way)).batch([0], 0)[0]
-        for way in INTERPOLATIONS
+        open_dataset(photos, True, True, 0, Input(20, 24, interpolation=interpolation)).batch([0], 0)[0]
+        for interpolation in INTERPOLATIONS
     ]
     assert not any(torch.equal(*pair) for pair in combinations(made, 2))
     colours = [{*image.flatten().tolist()} for image in made]
     assert colours[2] <= {*read_image(photos / "train" / "cat" / "0.png").flatten().tolist()}
 
 
-def test_another_size_cuts_off_as_much():
+def test_another_size_keeps_the_crop_and_the_aspect_ratio():
     assert Input(224, 256, interpolation="bicubic").of_size(112) == Input(112, 128, interpolation="bicubic")
     assert Input(224, 224).of_size(160) == Input(160, 160)
     same = Input(28, 29)
     assert same.of_size(28) is same
     assert Input(224, 255).of_size(100) == Input(100, 114)  # 113.8
     assert whole(1000, 3).of_size(100) == whole(100, 1)
+    assert whole(360, 480).of_size(180) == whole(180, 240)
 
 
-def test_grey_is_that_of_pillow_and_stays_grey():
-    """torchvision makes 199 of 200."""
+def test_grayscale_is_pillow_s_and_keeps_grey():
+    """torchvision turns 200 into 199."""
     image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 200, 200]]], np.uint8))
     made = prepare(of_pillow(image), replace(whole(1, 4), grayscale=True))
     assert made.tolist() == [np.asarray(image.convert("L")).tolist()] * 3
 
 
-def test_a_tensor_far_longer_than_wide_is_refused():
+def test_a_tensor_with_a_large_aspect_ratio_is_refused():
     assert Transforms(INPUTS[0])(torch.zeros(3, 1, 100, dtype=torch.uint8)).shape == (3, 20, 20)
     with pytest.raises(
         ImageError, match=r"need one side at most 100 times as long as the other, got .* pixels"
@@ -126,8 +119,13 @@ def test_a_height_and_a_width_show_the_whole_image():
         assert not other.is_whole
 
 
-def test_the_largest_input():
+def test_the_largest_input_is_accepted():
     assert Input(2048, 4096).shape == whole(2048, 2048).shape == (2048, 2048)
+
+
+def test_the_shape_is_height_and_width():
+    assert Input(30, 30, squash=True, width=40).shape == (30, 40)
+    assert Input(30, 40).shape == (30, 30)
 
 
 @pytest.mark.parametrize(
@@ -146,32 +144,36 @@ def test_the_largest_input():
         ({"resize": 223}, "resize must be an integer from 224 to 4096, got 223"),
         ({"resize": 4097}, "resize must be an integer from 224 to 4096, got 4097"),
         ({"resize": 224, "squash": True, "width": 2049}, "width must be an integer from 1 to 2048, got 2049"),
+        ({"resize": 224, "squash": True, "width": 0}, "width must be an integer from 1 to 2048, got 0"),
+        ({"resize": 224, "squash": True, "width": True}, "width must be an integer .*, got (?i:true)"),
+        ({"resize": 224, "squash": False, "width": 40}, "width needs squash = true and resize equal to size"),
+        ({"resize": 225, "squash": True, "width": 40}, "width needs squash = true and resize equal to size"),
     ],
     ids=str,
 )
-def test_entries_that_make_no_sense(entries, message):
+def test_invalid_entries_are_refused(entries, message):
     with pytest.raises(ValueError, match=message):
         Input(**entries)
 
 
-def _images():
-    """Of Pillow, by what is easily read in another way than a file is."""
+def _pillow_images():
+    """Kinds of Pillow images that are easily read differently from their files."""
     random = np.random.default_rng(0)
     colours = Image.fromarray(random.integers(0, 256, (24, 30, 4), dtype=np.uint8))
     yield "transparent", colours
-    yield "16 bits", Image.fromarray(random.integers(0, 65536, (24, 30), dtype=np.uint16))
+    yield "16-bit", Image.fromarray(random.integers(0, 65536, (24, 30), dtype=np.uint16))
     yield "grey", colours.convert("L")
     yield "palette", colours.convert("RGB").convert("P")
-    turned = colours.convert("RGB")
-    turned.getexif()[0x0112] = 6
-    yield "turned", turned
+    rotated = colours.convert("RGB")
+    rotated.getexif()[0x0112] = 6
+    yield "rotated", rotated
 
 
-@pytest.mark.parametrize(("kind", "image"), [pytest.param(*pair, id=pair[0]) for pair in _images()])
-def test_the_transform_reads_an_image_of_pillow_as_its_file_is_read(kind, image, tmp_path):
-    """`wae predict` and `model.transforms()(image)` are to see the same."""
+@pytest.mark.parametrize(("kind", "image"), [pytest.param(*pair, id=pair[0]) for pair in _pillow_images()])
+def test_a_pillow_image_is_transformed_like_its_file(kind, image, tmp_path):
+    """`wae predict` and `model.transforms()(image)` must see the same."""
     path = tmp_path / "image.png"
-    image.save(path, **({"exif": image.getexif()} if kind == "turned" else {}))
+    image.save(path, **({"exif": image.getexif()} if kind == "rotated" else {}))
     expected = prepare(read_image(path), INPUTS[0])
     with Image.open(path) as opened:
         assert torch.equal(Transforms(INPUTS[0])(opened), expected)
@@ -188,7 +190,7 @@ def test_the_transform_reads_an_image_of_pillow_as_its_file_is_read(kind, image,
         (np.zeros((24, 30, 3), np.uint8), "ndarray"),
     ],
 )
-def test_the_transform_refuses_what_it_does_not_know(image, got):
-    """Numbers from 0 to 1, as many transforms make them, are nearly black."""
+def test_the_transform_refuses_other_types(image, got):
+    """Many transforms return values from 0 to 1: such an image would be nearly black."""
     with pytest.raises(TypeError, match=f"image must be a Pillow image or .*, got {got}"):
         Transforms(INPUTS[0])(image)

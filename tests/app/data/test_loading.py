@@ -1,4 +1,4 @@
-"""wae.data.loading: the order of samples depends on seed and epoch alone; workers change nothing."""
+"""wae.data.loading: the order of samples depends only on seed and epoch; workers change nothing."""
 
 import itertools
 import math
@@ -19,10 +19,10 @@ from wae.data.input import Input
 from wae.data.loading import batches, fingerprint, open_dataset
 
 
-class Numbers:
-    """A data set whose labels are the samples' own numbers, so that a batch says what it took."""
+class Indices:
+    """A data set in which each sample's label is its index, so that a batch shows what it took."""
 
-    labels = ("number",)
+    labels = ("index",)
 
     def __init__(self, length):
         self.length = length
@@ -44,11 +44,11 @@ class Numbers:
     shuffle=st.booleans(),
     drop_last=st.booleans(),
 )
-@example(length=6, share=2, world=3, shuffle=False, drop_last=True)  # just one batch
-@example(length=9, share=2, world=4, shuffle=False, drop_last=False)  # one sample is left for four ranks
-def test_the_ranks_together_take_the_batches_of_one_process(length, share, world, shuffle, drop_last):
+@example(length=6, share=2, world=3, shuffle=False, drop_last=True)  # exactly one batch
+@example(length=9, share=2, world=4, shuffle=False, drop_last=False)  # one sample remains for four ranks
+def test_all_ranks_together_take_the_batches_of_one_process(length, share, world, shuffle, drop_last):
     batch = share * world
-    dataset, options = Numbers(length), {"seed": 3, "shuffle": shuffle, "drop_last": drop_last}
+    dataset, options = Indices(length), {"seed": 3, "shuffle": shuffle, "drop_last": drop_last}
     if drop_last and length < batch:
         with pytest.raises(DatasetError, match=f"{length} images? cannot fill one batch of {batch}"):
             batches(dataset, batch, 2, **options)
@@ -77,8 +77,8 @@ def test_the_ranks_together_take_the_batches_of_one_process(length, share, world
             assert share_of_step == whole[rank::world]
 
 
-def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
-    dataset = Numbers(100)
+def test_the_order_depends_only_on_seed_and_epoch():
+    dataset = Indices(100)
     first = batch_labels(dataset, 10, 0, seed=1, shuffle=True)
     torch.manual_seed(99)
     assert batch_labels(dataset, 10, 0, seed=1, shuffle=True) == first
@@ -94,17 +94,17 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
         assert sorted(sample for step in other for sample in step) == list(range(100))
 
 
-def test_without_shuffling_the_order_is_the_data_sets():
-    assert batch_labels(Numbers(5), 2, 7, seed=1, shuffle=False) == [[0, 1], [2, 3], [4]]
+def test_without_shuffling_the_order_is_that_of_the_data_set():
+    assert batch_labels(Indices(5), 2, 7, seed=1, shuffle=False) == [[0, 1], [2, 3], [4]]
 
 
-def test_batches_can_be_gone_through_again():
-    twice = batches(Numbers(7), 3, 0, 0, True)
+def test_batches_can_be_iterated_over_again():
+    twice = batches(Indices(7), 3, 0, 0, True)
     assert [labels.tolist() for _, labels in twice] == [labels.tolist() for _, labels in twice]
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "name"),
     [
         ({"batch": 0}, "batch"),
         ({"batch": 3, "world": 2}, "batch"),
@@ -115,12 +115,12 @@ def test_batches_can_be_gone_through_again():
         ({"epoch": -1}, "epoch"),
     ],
 )
-def test_numbers_out_of_range_are_refused(options, named):
-    with pytest.raises(ValueError, match=named):
-        batches(Numbers(8), **{"batch": 2, "epoch": 0, "seed": 0, "shuffle": False, **options})
+def test_arguments_out_of_range_are_refused(options, name):
+    with pytest.raises(ValueError, match=name):
+        batches(Indices(8), **{"batch": 2, "epoch": 0, "seed": 0, "shuffle": False, **options})
 
 
-def test_the_union_over_ranks_and_steps_holds_for_augmented_pixels_too():
+def test_all_ranks_together_take_the_augmented_images_of_one_process():
     dataset = noise(20)
     alone = list(batches(dataset, 8, 1, 0, True, drop_last=True))
     ranks = [list(batches(dataset, 8, 1, 0, True, r, 2, drop_last=True)) for r in range(2)]
@@ -129,26 +129,36 @@ def test_the_union_over_ranks_and_steps_holds_for_augmented_pixels_too():
             assert same(ranks[rank][step], (images[rank::2], labels[rank::2]))
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_not_used():
     dataset, before = noise(20), torch.get_rng_state()
     for _ in batches(dataset, 5, 0, 0, True):
         pass
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ---------------------------------------------------------------------------------------------- by its name
+# ------------------------------------------------------------------------------------------ opening by name
 
 
-@pytest.mark.parametrize("source", ["no-such-set", "", "cifar-10"])
-def test_unknown_sources(tmp_path, monkeypatch, source):
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no-such-set", "no-such-set: is neither a folder, nor shards, nor one of"),
+        ("cifar-10", "cifar-10: is neither a folder, nor shards, nor one of"),
+        ("", "there is no folder train in it"),  # the current folder
+    ],
+)
+def test_unknown_sources_are_refused(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DatasetError):
+    with pytest.raises(DatasetError, match=message):
         open_dataset(source, True, True, 0)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(DatasetError, match="no such folder"):
         image_folder(tmp_path / "none", True)
 
 
-def test_small_images_have_the_one_size(tmp_path):
+def test_28_pixel_data_sets_have_no_other_size(tmp_path):
     for size in (28, Input(28, 32)):
         assert open_dataset("digits", False, False, 0, size=size).batch([0], 0)[0].shape == (1, 3, 28, 28)
     (tmp_path / "t10k-images-idx3-ubyte").touch()
@@ -159,12 +169,12 @@ def test_small_images_have_the_one_size(tmp_path):
             open_dataset(source, True, True, 0, size=size)
 
 
-def test_a_height_and_a_width_are_for_labels_of_pixels(photos):
+def test_height_and_width_are_refused_for_classification(photos):
     with pytest.raises(DatasetError, match=f"{photos}: --size HEIGHTxWIDTH is for images with a class for"):
         open_dataset(photos, True, False, 0, (16, 16))
 
 
-def test_a_folder_is_known_by_its_files_names_and_none_is_read(photos):
+def test_the_fingerprint_of_a_folder_depends_on_file_names_and_reads_no_file(photos):
     known = fingerprint(small(photos))
     assert known["number of images"] == 8
     assert known["image size"] == [16, 16]
@@ -177,7 +187,7 @@ def test_a_folder_is_known_by_its_files_names_and_none_is_read(photos):
     assert {key for key in known if renamed[key] != known[key]} == {"file names"}
 
 
-def test_a_file_whose_name_is_no_utf_8_has_a_fingerprint_too(photos):
+def test_the_fingerprint_includes_a_name_that_is_not_utf_8(photos):
     known = fingerprint(small(photos))
     file = photos / "train" / "cat" / "0.png"
     os.rename(file, os.fsencode(file.parent) + b"/\xe9.png")
@@ -194,7 +204,7 @@ def test_a_file_whose_name_is_no_utf_8_has_a_fingerprint_too(photos):
     ],
     ids=["same", "pixels", "targets", "labels"],
 )
-def test_images_in_memory_are_known_by_every_pixel_target_and_label(change, differs):
+def test_the_fingerprint_of_images_in_memory_depends_on_pixels_targets_and_labels(change, differs):
     images, targets = torch.zeros(5, 1, 4, 4, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)[::2]
     known = fingerprint(InMemory(images, targets, labels := ["a", "b"], False, 0))
     change(images, targets, labels)
@@ -202,7 +212,7 @@ def test_images_in_memory_are_known_by_every_pixel_target_and_label(change, diff
     assert {key for key in known if other[key] != known[key]} == differs
 
 
-def test_images_in_memory_are_known_by_their_size():
+def test_the_fingerprint_of_images_in_memory_depends_on_their_size():
     one, other = (
         fingerprint(InMemory(torch.zeros(2, 1, *size).byte(), torch.tensor([0, 1]), "ab", False, 0))
         for size in ((4, 4), (2, 8))
@@ -216,7 +226,7 @@ def test_images_in_memory_are_known_by_their_size():
 @pytest.fixture
 def start_method(request):
     if request.param not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"this system cannot {request.param}")
+        pytest.skip(f"this system has no {request.param}")
     before = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
@@ -236,7 +246,7 @@ with_workers = [
 def test_worker_processes_change_nothing(photos, start_method):
     dataset, before = small(photos, augment=True), torch.get_rng_state()
     alone = list(batches(dataset, 3, 1, 0, True))
-    workers = 1 if start_method == "spawn" else 2  # each imports torch anew: seconds
+    workers = 1 if start_method == "spawn" else 2  # each imports torch again, which takes seconds
     helped = list(batches(dataset, 3, 1, 0, True, workers=workers))
     assert len(helped) == len(alone) == 3
     assert all(same(*pair) for pair in zip(alone, helped, strict=True))
@@ -244,32 +254,34 @@ def test_worker_processes_change_nothing(photos, start_method):
 
 
 @pytest.mark.parametrize("start_method", [pytest.param("fork", marks=with_workers)], indirect=True)
-def test_errors_and_reports_of_worker_processes(photos, start_method):
+def test_worker_processes_pass_on_errors_and_failed_files(photos, start_method):
     path = corrupt(photos)
     with pytest.raises(ImageError) as caught:
         list(batches(small(photos), 2, 1, 0, True, workers=2))
-    assert str(caught.value).startswith(str(path))  # no worker's traceback in front of it
+    assert str(caught.value).startswith(str(path))  # not with the worker's traceback
     loader = batches(small(photos, on_corrupt="skip"), 4, 1, 0, False, workers=2)
     assert [labels.tolist() for _, labels in loader] == [[0, 0, 0, 0], [1, 1, 1]]
     assert len(loader.failed) == 1
 
 
-class Refused(Numbers):
+class Refusing(Indices):
     def batch(self, indices, epoch):
         raise DatasetError("labels: one line")
 
 
-class Interruptible(Numbers):
+class Interruptible(Indices):
     def batch(self, indices, epoch):
         images, _ = super().batch(indices, epoch)
         return images, torch.tensor([signal.getsignal(signal.SIGINT) != signal.SIG_IGN])
 
 
 @pytest.mark.parametrize("start_method", [pytest.param("fork", marks=with_workers)], indirect=True)
-def test_of_worker_processes_errors_are_one_line_and_interrupts_go_past_them(start_method):
+def test_worker_processes_raise_one_line_and_ignore_interrupts(start_method):
     with pytest.raises(DatasetError, match=r"^labels: one line$"):
-        batch_labels(Refused(1), 1, 0, 0, False, workers=1)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+        batch_labels(Refusing(1), 1, 0, 0, False, workers=1)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in a shell's background job it is ignored
     try:
         assert batch_labels(Interruptible(1), 1, 0, 0, False) == [[True]]
         assert batch_labels(Interruptible(1), 1, 0, 0, False, workers=1) == [[False]]

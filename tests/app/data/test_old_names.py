@@ -1,4 +1,4 @@
-"""wae.data and wae.datasets of version 0.1: every public name is found, and reported with its new home."""
+"""wae.data and wae.datasets of version 0.1: every public name works and warns where it is now."""
 
 import importlib
 
@@ -12,13 +12,13 @@ NAMES = [(module, name) for module, names in wae.data._MOVED.items() for name in
 @pytest.mark.filterwarnings("ignore:wae.datasets is now wae.data:DeprecationWarning")
 @pytest.mark.parametrize(("module", "name"), NAMES)
 @pytest.mark.parametrize("old", ["wae.data", "wae.datasets"])
-def test_a_name_of_before_is_the_one_of_today(old, module, name):
-    vars(wae.data).pop(name, None)  # it is reported once
+def test_an_old_name_is_the_new_object_with_a_warning(old, module, name):
+    vars(wae.data).pop(name, None)  # a name warns only once
     with pytest.warns(DeprecationWarning, match=f"{name} is now {module}.{name}"):
         found = getattr(importlib.import_module(old), name)
     assert found is getattr(importlib.import_module(module), name)
 
 
-def test_other_names_are_not_there():
+def test_unknown_names_raise_attribute_error():
     with pytest.raises(AttributeError, match=r"wae\.data.*nothing"):
         _ = wae.data.nothing

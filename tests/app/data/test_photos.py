@@ -1,4 +1,4 @@
-"""wae.data.photos: images that ship with other packages."""
+"""wae.data.photos: images that ship with scikit-image and scikit-learn."""
 
 import importlib.util
 from collections import Counter
@@ -12,7 +12,7 @@ from wae.data.loading import open_dataset
 
 
 @pytest.mark.parametrize("name", [*photos.TRAINING, *photos.KEPT_OUT])
-def test_bundled_photos_are_read_from_the_installed_packages(name):
+def test_photos_are_read_from_the_installed_packages(name):
     photo = photos.photo(name)
     assert photo.dtype == torch.uint8
     assert photo.shape[0] == 3
@@ -20,12 +20,12 @@ def test_bundled_photos_are_read_from_the_installed_packages(name):
     assert photo.float().std() > 20  # a photo, not a blank
 
 
-def test_photos_kept_out_are_not_trained_on():
+def test_held_out_photos_are_not_trained_on():
     assert set(photos.KEPT_OUT) == {"chelsea", "flower"}
     assert not set(photos.KEPT_OUT) & set(photos.TRAINING)
 
 
-def test_unknown_photo_and_missing_package(monkeypatch):
+def test_an_unknown_photo_and_a_missing_package_are_errors(monkeypatch):
     with pytest.raises(KeyError):
         photos.photo("nobody")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -34,14 +34,14 @@ def test_unknown_photo_and_missing_package(monkeypatch):
     assert caught.value.name == "skimage"
 
 
-def test_a_photo_that_its_package_came_without(tmp_path, monkeypatch):
+def test_a_photo_missing_from_its_package_is_an_error(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("skimage", tmp_path / "__init__.py")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
     with pytest.raises(ImageError, match=r"chelsea\.png: this installation of scikit-image lacks the"):
         photos.photo_path("chelsea")
 
 
-def test_digits():
+def test_digits_are_enlarged_and_split_into_two_parts():
     train, held_out = open_dataset("digits", True, True, 4), open_dataset("digits", False, False, 0)
     assert (len(train), len(held_out)) == (1500, 297)
     assert (train.augment, train.seed, train.pad, train.flip) == (True, 4, 2, False)
@@ -54,5 +54,5 @@ def test_digits():
     assert centre[labels == 0].mean() < 30 < 150 < centre[labels == 1].mean()
     everything = torch.cat([train.images, held_out.images])
     assert everything.max() == 255
-    assert everything.int().diff(dim=3).abs().max() <= 255 * 8 / 28 + 1  # smooth: the sides grew by 28 / 8
+    assert everything.int().diff(dim=3).abs().max() <= 255 * 8 / 28 + 1  # smooth: enlarged 28 / 8 times
     assert len({image.numpy().tobytes() for image in everything}) == 1797  # none is in both parts

@@ -1,4 +1,4 @@
-"""wae.data.segmentation: images with a class for each pixel; labels that do not fit are named."""
+"""wae.data.segmentation: images with a class for each pixel; errors name the label file."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ import pytest
 import torch
 from data_sets import check_options_arrive, same
 from PIL import Image
-from scenes import CLASSES, write_scenes
+from scenes import write_scenes
 from test_images import png
 
 from wae.data.dataset import NOT_COUNTED, DatasetError
@@ -39,7 +39,7 @@ def relabel(scenes, pixels, number=0, **options):
 # ------------------------------------------------------------------------------------------------ the layout
 
 
-def test_a_folder_gives_images_and_the_classes_of_their_pixels(scenes):
+def test_a_folder_gives_images_and_pixel_labels(scenes):
     data, held_out = open_dataset(scenes, True, False, 0), open_dataset(str(scenes), False, False, 0)
     assert data.labels == held_out.labels == ("sky", "road", "car")
     assert (len(data), len(held_out)) == (6, 2)
@@ -52,7 +52,7 @@ def test_a_folder_gives_images_and_the_classes_of_their_pixels(scenes):
     assert (labels == NOT_COUNTED).any()
 
 
-def test_plain_images_are_not_augmented_and_read_once_for_both(scenes):
+def test_plain_images_are_not_augmented_and_use_the_same_cache(scenes):
     augmented, wanted = small(scenes, augment=True, keep=True), small(scenes).batch([0, 3], 0)
     before = augmented.batch([0, 3], 1)
     assert not same(before, wanted)
@@ -61,24 +61,24 @@ def test_plain_images_are_not_augmented_and_read_once_for_both(scenes):
     assert same(augmented.batch([0, 3], 1), before)
 
 
-def test_what_is_asked_for_arrives(scenes):
+def test_options_of_open_dataset_are_passed_on(scenes):
     check_options_arrive(scenes)
 
 
-def test_val_is_tested_on_where_there_is_test_too(scenes):
+def test_val_takes_precedence_over_test(scenes):
     write_scenes(scenes, (("test", 3),))
     assert len(open_dataset(scenes, False, False, 0)) == 2
 
 
 @pytest.mark.parametrize("size", [None, 16])
-def test_an_image_far_longer_than_wide_is_named(scenes, size):
+def test_an_image_with_a_large_aspect_ratio_is_refused(scenes, size):
     Image.new("L", (2000, 1)).save(scenes / "train" / "images" / "00.jpg")
     relabel(scenes, np.zeros((1, 2000), np.uint8))
     with pytest.raises(ImageError, match=r"00\.jpg: need one side .*, got .* pixels"):
         open_dataset(scenes, True, False, 0, size).batch([0], 0)
 
 
-def test_images_are_found_in_folders_too_and_test_will_do_for_val(scenes):
+def test_images_are_found_in_subfolders_and_test_is_used_without_val(scenes):
     for kind in ("images", "labels"):
         (scenes / "val" / kind / "city").mkdir()
         for file in (scenes / "val" / kind).glob("00.*"):
@@ -92,25 +92,23 @@ def test_images_are_found_in_folders_too_and_test_will_do_for_val(scenes):
 
 
 @pytest.mark.parametrize("size", [(18, 24), (20, 31), (72, 96)], ids=str)
-def test_both_are_scaled_the_images_smoothly_the_labels_by_the_nearest(scenes, size):
+def test_images_are_interpolated_and_labels_take_the_nearest_pixel(scenes, size):
     images, labels = small(scenes, size=size).batch(range(6), 0)
     assert images.shape[2:] == labels.shape[1:] == size
-    assert set(labels.unique().tolist()) == {NOT_COUNTED, 0, 1, 2}  # none in between
+    assert set(labels.unique().tolist()) == {NOT_COUNTED, 0, 1, 2}  # no value between classes
     image = read_image(scenes / "train" / "images" / "00.jpg")
     assert torch.equal(images[0], prepare(image, Input(size[0], size[0], squash=True, width=size[1])))
-    flat = labels[:, size[0] // 10, : size[1] // 2]  # of the sky
+    flat = labels[:, size[0] // 10, : size[1] // 2]  # in the sky
     assert (flat == 0).all()
 
 
-def test_a_label_is_that_of_the_pixel_in_the_middle(scenes):
-    whole_size, third = (
-        small(scenes).batch(range(6), 0)[1],
-        small(scenes, size=(12, 16)).batch(range(6), 0)[1],
-    )
-    assert torch.equal(third, whole_size[:, 1::3, 1::3])
+def test_a_scaled_label_is_that_of_the_pixel_in_the_middle(scenes):
+    labels = small(scenes).batch(range(6), 0)[1]
+    third = small(scenes, size=(12, 16)).batch(range(6), 0)[1]
+    assert torch.equal(third, labels[:, 1::3, 1::3])
 
 
-def test_the_size_is_that_of_the_first_image_where_none_is_given(scenes):
+def test_the_default_size_is_that_of_the_first_image(scenes):
     (scenes / "train" / "images" / "03.jpg").unlink()
     Image.new("RGB", (20, 10)).save(scenes / "train" / "images" / "03.png")
     relabel(scenes, np.ones((10, 20), np.uint8), 3)
@@ -121,7 +119,7 @@ def test_the_size_is_that_of_the_first_image_where_none_is_given(scenes):
     assert open_dataset(scenes, True, False, 0, whole(16, 18)).shape == (16, 18)
 
 
-def test_classes_can_be_renumbered(scenes):
+def test_classes_can_be_renumbered_without_changing_the_original(scenes):
     data = small(scenes, keep=True)
     labels = data.batch([0], 0)[1]
     other = data.renumbered([2, 0, 1])
@@ -133,7 +131,7 @@ def test_classes_can_be_renumbered(scenes):
     assert torch.equal(data.batch([0], 0)[1], labels)
 
 
-def test_what_is_kept_in_memory_is_what_was_read(scenes):
+def test_cached_images_are_those_that_were_read(scenes):
     kept, read_again = small(scenes, keep=True, augment=True), small(scenes, augment=True)
     wanted = read_again.batch(range(6), 1)
     first = kept.batch(range(6), 0)
@@ -142,10 +140,10 @@ def test_what_is_kept_in_memory_is_what_was_read(scenes):
     with pytest.raises(ImageError):
         read_again.batch([0], 1)
     assert same(kept.batch(range(6), 1), wanted)
-    assert not torch.equal(first[0], wanted[0])  # augmented afresh
+    assert not torch.equal(first[0], wanted[0])  # augmented again
 
 
-def test_some_of_the_samples_and_others_numbers_are_kept_too(scenes):
+def test_subsets_and_renumbered_data_sets_use_the_cache(scenes):
     data = small(scenes, keep=True)
     images, labels = data.batch(range(6), 0)
     some, other = data.subset([4, 1]), data.renumbered([2, 0, 1])
@@ -157,7 +155,7 @@ def test_some_of_the_samples_and_others_numbers_are_kept_too(scenes):
     assert same(other.batch([0], 0), known)
 
 
-def test_the_shares_of_the_classes_leave_out_what_is_not_counted(scenes):
+def test_class_shares_leave_out_pixels_that_are_not_counted(scenes):
     numbers = np.full((36, 48), 255, np.uint8)
     numbers[:4] = 3
     for number in range(6):
@@ -169,7 +167,7 @@ def test_the_shares_of_the_classes_leave_out_what_is_not_counted(scenes):
     assert small(scenes).shares().tolist() == [0.25, 0, 0.75]
 
 
-def test_a_fingerprint_knows_the_files_and_the_size(scenes, tmp_path_factory):
+def test_the_fingerprint_depends_on_files_classes_and_size(scenes, tmp_path_factory):
     known = fingerprint(small(scenes))
     assert known["image size"] == [36, 48]
     assert known == fingerprint(small(write_scenes(tmp_path_factory.mktemp("other"), (("train", 6),))))
@@ -184,8 +182,8 @@ def test_a_fingerprint_knows_the_files_and_the_size(scenes, tmp_path_factory):
 # ---------------------------------------------------------------------------------------------- augmentation
 
 
-def test_augmentation_moves_image_and_label_alike(scenes):
-    """Each image's colours are those of its label's numbers: so they are after they were moved."""
+def test_augmentation_moves_images_and_labels_alike(scenes):
+    """Each pixel's colour encodes its label, also after augmentation."""
     random = np.random.default_rng(1)
     for number in range(6):
         numbers = np.kron(random.integers(0, 3, (4, 5)), np.ones((9, 9), int)).astype(np.uint8)[:, :48]
@@ -197,12 +195,12 @@ def test_augmentation_moves_image_and_label_alike(scenes):
     moved = [data.batch(range(6), epoch) for epoch in range(4)]
     for images, labels in moved:
         agree = (images[:, 0].float() / 100).round() == labels
-        assert agree.float().mean() > 0.93  # all but those on the edges, where colours are mixed
-        against = (images[:, 0].float() / 100).round() == plain[1]
-        assert against.float().mean() < 0.8  # and they did move
+        assert agree.float().mean() > 0.93  # all but those at edges, where colours are interpolated
+        unmoved = (images[:, 0].float() / 100).round() == plain[1]
+        assert unmoved.float().mean() < 0.8
 
 
-def test_half_are_flipped_and_cuts_are_of_many_sizes(scenes):
+def test_half_are_flipped_and_crops_vary_in_size(scenes):
     ramp = np.tile(np.arange(48, dtype=np.uint8) * 5, (36, 1))
     Image.fromarray(ramp).save(scenes / "train" / "images" / "00.jpg", quality=95)
     data = small(scenes, augment=True)
@@ -212,7 +210,7 @@ def test_half_are_flipped_and_cuts_are_of_many_sizes(scenes):
     assert 140 < rise.abs().min() < 195 < 215 < rise.abs().max() <= 240  # at least 0.67 of the width
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_sample(scenes):
+def test_augmentation_depends_only_on_seed_epoch_and_sample(scenes):
     data = small(scenes, augment=True, seed=4)
     images, labels = data.batch(range(6), 2)
     state = torch.get_rng_state()
@@ -228,7 +226,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample(scenes):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_palettes_and_grey_of_few_bits_are_read_as_numbers(tmp_path, bits):
+def test_palette_indices_and_1_to_8_bit_grey_are_read_as_numbers(tmp_path, bits):
     numbers = np.arange(48, dtype=np.uint8).reshape(6, 8) % 2 ** min(bits, 5)
     palette = Image.fromarray(numbers, "P")
     palette.putpalette([7 * i % 256 for i in range(3 * 2**bits)])
@@ -244,21 +242,23 @@ def test_palettes_and_grey_of_few_bits_are_read_as_numbers(tmp_path, bits):
 
 
 def _grey_png(numbers, bits):
-    """A grey PNG of 2 or 4 bits, which Pillow does not write."""
+    """A 2-bit or 4-bit grey PNG, which Pillow cannot write."""
     height, width = numbers.shape
     each = 8 // bits
     packed = sum(numbers[:, i::each] << (8 - bits * (i + 1)) for i in range(each)).astype(np.uint8)
     return png(width, height, bits, 0, [row.tobytes() for row in packed])
 
 
-def test_labels_of_16_bits_are_read_as_numbers(scenes):
+def test_16_bit_labels_are_read_as_numbers(scenes):
     names = [f"class {number}" for number in range(1001)]
     (scenes / "classes.txt").write_text("\n".join(names))
     path = relabel(scenes, np.full((36, 48), 1000, np.uint16))
     assert read_numbers(path).unique().tolist() == [1000]
     assert small(scenes).batch([0], 0)[1].unique().tolist() == [1000]
     relabel(scenes, np.full((36, 48), 255, np.uint16))
-    assert small(scenes).batch([0], 0)[1].unique().tolist() == [255]  # a class, where there are so many
+    assert small(scenes).batch([0], 0)[1].unique().tolist() == [
+        255
+    ]  # a class, because there are more than 255
 
 
 def test_255_and_names_in_brackets_are_not_counted(scenes):
@@ -272,13 +272,13 @@ def test_255_and_names_in_brackets_are_not_counted(scenes):
     assert rows == [NOT_COUNTED, 0, NOT_COUNTED, 1, NOT_COUNTED]
 
 
-def test_brackets_in_a_name_do_not_leave_it_out(scenes):
+def test_only_names_entirely_in_brackets_are_left_out(scenes):
     names = ("car (parked)", "(old) road", "sky", "(void)")
     (scenes / "classes.txt").write_text("\n".join(names))
     assert small(scenes).labels == names[:3]
 
 
-def test_names_that_are_given_stand_for_the_file(scenes):
+def test_classes_argument_replaces_the_file(scenes):
     (scenes / "classes.txt").unlink()
     data = small(scenes, classes=("(void)", "a", "b", "c"))
     assert data.labels == ("a", "b", "c")
@@ -288,16 +288,16 @@ def test_names_that_are_given_stand_for_the_file(scenes):
 # ----------------------------------------------------------------------------------------------------- errors
 
 
-def no_class(scenes):
+def unknown_number(scenes):
     numbers = np.zeros((36, 48), np.uint8)
     numbers[7, 5] = 17
     return relabel(scenes, numbers)
 
 
 MISFITS = {
-    "unknown number": (no_class, "row 7, column 5 has the number 17, .*known are 0 to 3 and 255"),
+    "unknown number": (unknown_number, "row 7, column 5 has the number 17, .*known are 0 to 3 and 255"),
     "size": (lambda scenes: relabel(scenes, np.zeros((36, 47), np.uint8)), "has 47 x 36 pixels, .* 48 x 36"),
-    "turned": (
+    "transposed": (
         lambda scenes: relabel(scenes, np.zeros((48, 36), np.uint8)),
         "has 36 x 48 pixels, .* 48 x 36",
     ),
@@ -310,17 +310,17 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("on_corrupt", ["error", "skip"])
-@pytest.mark.parametrize(("damage", "message"), MISFITS.values(), ids=MISFITS)
-def test_labels_that_do_not_fit_are_one_error_that_names_the_file(scenes, damage, message, on_corrupt):
-    path = damage(scenes)
+@pytest.mark.parametrize(("change", "message"), MISFITS.values(), ids=MISFITS)
+def test_labels_that_do_not_fit_are_an_error_that_names_the_file_once(scenes, change, message, on_corrupt):
+    path = change(scenes)
     with pytest.raises(DatasetError, match=f"{path}: .*{message}") as error:
         list(batches(small(scenes, on_corrupt=on_corrupt), 2, 0, 0, False))
     assert str(error.value).count(str(path)) == 1
 
 
-@pytest.mark.parametrize(("damage", "message"), UNREADABLE.values(), ids=UNREADABLE)
-def test_labels_that_cannot_be_read_are_errors_or_left_out(scenes, damage, message):
-    path = damage(scenes)
+@pytest.mark.parametrize(("change", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_unreadable_labels_are_errors_or_left_out(scenes, change, message):
+    path = change(scenes)
     with pytest.raises(ImageError, match=f"{path}: .*{message}"):
         small(scenes).batch([0], 0)
     images, _, (failed,) = small(scenes, on_corrupt="skip").read(range(6), 0)
@@ -328,7 +328,7 @@ def test_labels_that_cannot_be_read_are_errors_or_left_out(scenes, damage, messa
     assert failed.startswith(f"{path}: ")
 
 
-def test_missing_labels_are_found_at_once(scenes):
+def test_a_missing_label_file_is_an_error_when_the_folder_is_opened(scenes):
     path = scenes / "train" / "labels" / "02.png"
     path.unlink()
     with pytest.raises(DatasetError, match=f"{path}: there is no such file; it needs the labels of .*02.jpg"):
@@ -343,10 +343,10 @@ def test_missing_labels_are_found_at_once(scenes):
         ("sky\nsky\n", "each once"),
         ("sky\n(void)\n", "two or more"),
         ("\n".join(map(str, range(2**16 + 1))), "needs the names"),
-        (None, "missing"),
+        (None, "is missing; it needs the name of each class"),
     ],
 )
-def test_the_classes_must_be_named(scenes, text, message):
+def test_invalid_class_names_are_refused(scenes, text, message):
     path = scenes / "classes.txt"
     path.unlink()
     if text is not None:
@@ -355,7 +355,7 @@ def test_the_classes_must_be_named(scenes, text, message):
         open_dataset(scenes, True, False, 0)
 
 
-def test_folders_and_images_must_be_there(scenes):
+def test_missing_folders_and_images_are_errors(scenes):
     with pytest.raises(DatasetError, match="test/images: there is no such folder"):
         small(scenes, "test")
     for file in (scenes / "val" / "images").iterdir():
@@ -367,14 +367,14 @@ def test_folders_and_images_must_be_there(scenes):
         small(scenes, "val")
 
 
-def test_the_limit_of_pixels_is_that_of_labels_and_of_the_first_image_too(scenes):
+def test_max_pixels_applies_to_labels_and_to_the_first_image(scenes):
     with pytest.raises(ImageError, match=r"labels/00\.png: 48 x 36 pixels exceed the limit of 1,700"):
         small(scenes, max_pixels=1700).shares()
     with pytest.raises(ImageError, match=r"images/00\.jpg: 48 x 36 pixels exceed the limit of 1,700"):
         open_dataset(scenes, True, False, 0, max_pixels=1700)
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(scenes, monkeypatch):
+def test_an_unreadable_folder_is_an_error(scenes, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -383,12 +383,12 @@ def test_a_folder_that_cannot_be_read_is_an_error(scenes, monkeypatch):
         small(scenes)
 
 
-def test_what_is_no_image_is_left_out_and_counted(scenes):
+def test_files_that_are_not_images_are_left_out_and_counted(scenes):
     (scenes / "train" / "images" / "notes.txt").touch()
     assert str(small(scenes).left_out) == "left out: 1 of other types (.txt)"
 
 
-def test_files_that_cannot_be_read_are_left_out_when_asked(scenes):
+def test_unreadable_files_are_left_out_if_skipped(scenes):
     for path in (scenes / "train" / "images" / "01.jpg", scenes / "train" / "labels" / "03.png"):
         path.write_bytes(path.read_bytes()[:60])
     data = small(scenes, on_corrupt="skip")
@@ -403,22 +403,7 @@ def test_files_that_cannot_be_read_are_left_out_when_asked(scenes):
         small(scenes).batch(range(6), 0)
 
 
-def test_the_named_size_of_an_input_is_checked():
-    assert Input(30, 30, squash=True, width=40).shape == (30, 40)
-    assert Input(30, 40).shape == (30, 30)
-    for wrong in ({"width": 0}, {"width": True}, {"width": 40, "squash": False}, {"width": 40, "resize": 31}):
-        with pytest.raises(ValueError, match="width"):
-            Input(**{"size": 30, "resize": 30, "squash": True, **wrong})
-
-
-def test_one_layout_is_not_taken_for_the_other(scenes):
-    assert CLASSES[-1] == "(unlabelled)"
-    (scenes / "classes.txt").unlink()
-    with pytest.raises(DatasetError, match=r"classes.txt: is missing; it needs the name of each class"):
-        open_dataset(scenes, False, False, 0)
-
-
-def test_a_list_of_classes_does_not_make_an_image_folder_one_of_labels(tmp_path):
+def test_an_image_folder_with_classes_txt_stays_an_image_folder(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     for part in ("train", "val"):
         for name in ("cat", "dog"):
@@ -450,10 +435,6 @@ def test_a_first_image_that_is_too_large_needs_a_size(scenes, shape):
     assert max(open_dataset(scenes, True, False, 0).shape) == 2048
 
 
-def test_it_can_be_sent_to_other_processes(scenes):
+def test_a_data_set_can_be_pickled(scenes):
     data = open_dataset(scenes, True, True, 0)
     assert same(pickle.loads(pickle.dumps(data)).batch(range(3), 1), data.batch(range(3), 1))
-
-
-def test_an_input_of_another_height_keeps_its_ratio():
-    assert whole(360, 480).of_size(180) == whole(180, 240)

@@ -1,4 +1,4 @@
-"""wae.data.walk: the images in folders, in order, each once; what is left out is counted."""
+"""wae.data.walk: finds the images in folders, sorted, each once, and counts what it leaves out."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ OTHERS = ("notes.txt", "sub/f.heic", "sub/g.HEIC", "LICENSE", "x.\x1b[2J")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images, with other things in between."""
+    """Images among other files."""
     for name in (*IMAGES, *HIDDEN, *SYSTEM, *OTHERS):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,13 +31,13 @@ def names(folder, *sources):
     return [str(file.path.relative_to(folder)) for file in find(sources or [folder], left_out)], str(left_out)
 
 
-def test_folders_are_searched_in_order_and_the_rest_is_counted(folder):
+def test_images_are_found_in_order_and_other_files_are_counted(folder):
     found, left_out = names(folder)
     assert found == list(IMAGES)
     assert left_out == "left out: 8 hidden, 5 of other types (.heic, no extension, .txt, ...)"
 
 
-def test_what_is_named_is_taken_whatever_its_name(folder):
+def test_a_path_given_by_the_user_is_searched_whatever_its_name(folder):
     sources = (folder / "notes.txt", folder / ".thumbs", folder / "sub", folder / "missing")
     assert names(folder, *sources)[0] == [
         "notes.txt",
@@ -48,13 +48,13 @@ def test_what_is_named_is_taken_whatever_its_name(folder):
     ]
 
 
-def test_a_link_that_is_named_is_searched(folder):
+def test_a_link_given_by_the_user_is_searched(folder):
     link = folder.parent / "link"
     link.symlink_to(folder / "sub")
     assert [file.path for file in find([link])] == [link / "d.webp", link / "deeper" / "e.avif"]
 
 
-def test_links_pipes_and_sockets(folder, monkeypatch):
+def test_links_to_folders_and_special_files_are_left_out(folder, monkeypatch):
     sub = folder / "sub"
     (sub / "loop").symlink_to(folder)
     (sub / "here").symlink_to(".")
@@ -75,22 +75,22 @@ def test_links_pipes_and_sockets(folder, monkeypatch):
     "@eaDir|#recycle|$RECYCLE.BIN|System Volume Information|lost+found|__MACOSX|Thumbs.db|ehthumbs.db"
     "|desktop.ini|.DS_Store".split("|"),
 )
-def test_names_that_systems_put_among_a_users_files_are_hidden(name):
+def test_files_that_systems_create_are_hidden(name):
     assert is_hidden(name)
     assert not is_hidden(f"my {name}")
 
 
-@pytest.mark.parametrize(("ending", "shown"), [("a" * 15, f".{'a' * 15}"), ("a" * 16, "...")])
-def test_a_long_ending_is_not_shown(tmp_path, ending, shown):
-    (tmp_path / f"file.{ending}").touch()
+@pytest.mark.parametrize(("extension", "shown"), [("a" * 15, f".{'a' * 15}"), ("a" * 16, "...")])
+def test_a_long_extension_is_not_shown(tmp_path, extension, shown):
+    (tmp_path / f"file.{extension}").touch()
     assert names(tmp_path)[1] == f"left out: 1 of other types ({shown})"
 
 
-def test_nothing_left_out_is_no_line(folder):
+def test_the_summary_is_empty_if_nothing_is_left_out(folder):
     assert names(folder, folder / "sub" / "deeper") == (["sub/deeper/e.avif"], "")
 
 
-def test_many_types_are_not_all_named(tmp_path):
+def test_at_most_five_types_are_shown(tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.x{number}").touch()
     (tmp_path / "more.x6").touch()
@@ -101,7 +101,7 @@ def test_many_types_are_not_all_named(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-def test_a_folder_that_cannot_be_read_is_found_and_the_others_searched(folder, monkeypatch, number):
+def test_an_unreadable_folder_is_reported_and_the_others_are_searched(folder, monkeypatch, number):
     scandir = os.scandir
 
     def refuse(path):
