@@ -314,7 +314,7 @@ def test_gpu_has_the_name_from_its_driver(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     files: list[Path] = []
     monkeypatch.setattr(Path, "glob", lambda path, pattern: iter(files))
-    assert backends.gpu() == "the GPU"  # on Windows, say
+    assert backends.gpu() == "the GPU"  # for example on Windows
     for name in ("b", "a"):
         (tmp_path / name).write_text(f"Model: \t\t NVIDIA {name}\nIRQ:   \t\t 7\n", encoding="utf-8")
         files.append(tmp_path / name)

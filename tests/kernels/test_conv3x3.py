@@ -94,7 +94,7 @@ def test_few_channels_in(cell: Cell, channels: int, size: tuple[int, int]) -> No
 
 
 def test_weights_in_channels_last(cell: Cell) -> None:
-    """With only one input or output channel, strides are ambiguous between the memory formats."""
+    """With one input channel, the strides are those of both memory formats."""
     for channels, out_channels in [(1, 64), (3, 1), (1, 1), (5, 7)]:
         weight, bias = layer(channels, out_channels)
         weight = weight.contiguous(memory_format=torch.channels_last)

@@ -82,7 +82,7 @@ def by_definition(image: Tensor, *rest: Any) -> list[Tensor]:
 
 
 def allow_amx(allowed: bool) -> bool:
-    """Allow or forbid AMX. Whether it is used now, which also depends on the CPU and the system."""
+    """Allow or forbid AMX, and return whether it is used now: the CPU and the system must support it, too."""
     return _load.CPU.library is not None and bool(_load.CPU.library.wae_cpu_amx(int(allowed)))
 
 

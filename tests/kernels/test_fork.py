@@ -106,7 +106,7 @@ def call(_):
 
 encode, arguments = torch.ops.wae.encode, arguments_of("encode")
 at_exit = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(call)
-ctypes.CDLL(None).__cxa_atexit(at_exit, None, None)  # runs after the destructors of what the next line makes
+ctypes.CDLL(None).__cxa_atexit(at_exit, None, None)  # runs after the destructors of what is created next
 before = encode(*arguments)[0]
 ctypes.PyDLL(None).exit(0)
 """

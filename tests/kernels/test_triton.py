@@ -89,7 +89,7 @@ def test_plan(gpu: Device, precision: str, shape: Sequence[int]) -> None:
     element_bytes = 2 if precision == "half" else 4
     slab_bytes = made.slab_elements * element_bytes
     each = -(-made.programs // gpu.multiprocessors)
-    # The slabs exceed the cache only if those of the smallest tile do.
+    # The slabs exceed three quarters of the cache only if those of the smallest tile do.
     smallest = min(t.slab for t in tiles_for(precision, gpu.capability)) * element_bytes
     assert slab_bytes <= 0.75 * gpu.l2_bytes or smallest * made.programs > 0.75 * gpu.l2_bytes
     assert each * tile.registers * 32 * tile.warps <= 65536

@@ -10,7 +10,7 @@ import sys
 def run_program(
     program: str, *arguments: str, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program with more environment variables. With ``check``, fail with its errors if it fails."""
+    """Run a program, with variables added to its environment. With ``check``, its failure is an assertion."""
     path = os.pathsep.join(folder for folder in sys.path if folder)
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
