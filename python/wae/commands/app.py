@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wae.errors import WaeError
 
 from . import shared
+
+if TYPE_CHECKING:
+    from wae.experiments import answers
 
 HELP = "serve a page, to a browser on this machine, that shows an image's parts and its classes"
 
@@ -20,12 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="checkpoint of a classifier whose predictions are shown (default: none)",
     )
+    shared.add_model(parser)
     parser.add_argument(
         "--stock",
         type=Path,
         metavar="FILE",
-        help="checkpoint of the same network without WAE, shown for comparison (default: random weights, "
-        "to compare times only)",
+        help="checkpoint of the same network without WAE, shown for comparison (default: the network "
+        "alone, to compare times only)",
     )
     parser.add_argument(
         "--autoencoder",
@@ -55,16 +60,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
-    from wae.experiments import answers
-    from wae.progress import bar
-
-    if options.stock is not None and options.weights is None:
-        return shared.complain("--stock: needs --weights", 2)
+    for name in ("stock", "model"):
+        if getattr(options, name) is not None and options.weights is None:
+            return shared.complain(f"--{name}: needs --weights", 2)
+    if wrong := shared.wrong_engine(options.engine):
+        return shared.complain(wrong, 2)
     try:
-        asked = []
-        if options.weights is not None:
-            with bar("preparing the networks", None):
-                asked = answers.sides(options.weights, options.stock, options.engine)
+        files = [path for path in (options.weights, options.stock) if path is not None]
+        if wrong := shared.wrong_model(options.model, files):
+            return shared.complain(wrong, 2)
+        asked = _asked(options) if files else []
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     autoencoder = shared.autoencoder(options.autoencoder)
@@ -79,3 +84,14 @@ def run(options: argparse.Namespace) -> int:
         lambda address: print(f"{address} (Ctrl-C ends it)", flush=True),
     )
     return 0
+
+
+def _asked(options: argparse.Namespace) -> list[answers.Side]:
+    """The networks of the options, deployed."""
+    from wae.experiments import answers
+    from wae.models.pairs import own_network
+    from wae.progress import bar
+
+    own = None if options.model is None else own_network(options.model)
+    with bar("preparing the networks", None):
+        return answers.sides(options.weights, options.stock, options.engine, own)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wae.data.input import prepare
 from wae.inference.predict import Network, runner
@@ -26,10 +26,12 @@ _SECONDS = 0.5  # to time all networks for
 class Side(NamedTuple):
     """A network that predicts one image at a time."""
 
+    name: str
+    """The name that is shown."""
     described: Description
     network: Network
     trained: bool
-    """False if its weights are random, so that only its time is meaningful."""
+    """False if its weights are not those that go with the images, so that only its time is meaningful."""
 
 
 class Answer(NamedTuple):
@@ -42,37 +44,44 @@ class Answer(NamedTuple):
     """Median of interleaved runs."""
 
 
-def sides(weights: Path, stock: Path | None = None, engine: str = "eager") -> list[Side]:
+def sides(
+    weights: Path, stock: Path | None = None, engine: str = "eager", own: nn.Module | None = None
+) -> list[Side]:
     """The classifier in the checkpoint ``weights``, and the one beside it.
 
-    That is the one in ``stock``. Without it, it is the network that the first is WAE around, with random
-    weights; there is none where the first is another network.
+    That is the one in ``stock``. Without it, it is the network that the first is WAE around, to compare times
+    only; there is none if the first is another network.
 
     Args:
         weights, stock: see :func:`wae.storage.checkpoint.load_classifier`.
         engine: of :func:`wae.deploy`, for both.
+        own: the user's network, if ``weights`` is built around it.
 
     Raises:
         CheckpointError: a file is missing, damaged, or no checkpoint of a classifier; or it scores pixels.
         ValueError: there is no such engine.
         EngineError, DisagreementError: see :func:`wae.deploy`.
     """
-    first = _side(weights, engine)
+    first = _side(weights, engine, own)
     if stock is not None:
-        return [first, _side(stock, engine)]
+        return [first, _side(stock, engine, own)]
     described = first.described
     name = described.network.removeprefix("wae_")
-    if name == described.network or builder(name) is None:
+    if described.is_own:
+        assert own is not None
+        model = own.eval()
+    elif name == described.network or builder(name) is None:
         return [first]
-    torch.manual_seed(0)
-    model = build(name, described.classes).eval()
-    beside = Description(name, described.classes, described.labels, described.input)
-    return [first, Side(beside, runner(model, beside.input, engine, 1), trained=False)]
+    else:
+        torch.manual_seed(0)
+        model = build(name, described.classes).eval()
+    return [first, Side(name, described, runner(model, described.input, engine, 1), trained=False)]
 
 
-def _side(path: Path, engine: str) -> Side:
+def _side(path: Path, engine: str, own: nn.Module | None) -> Side:
     described = describe_classifier(path)
-    return Side(described, runner(load_classifier(path), described.input, engine, 1), trained=True)
+    name = f"WAE around {described.network}" if described.is_own else described.network
+    return Side(name, described, runner(load_classifier(path, own), described.input, engine, 1), trained=True)
 
 
 def answers(asked: Sequence[Side], image: Tensor, invert: bool = False) -> list[Answer]:
@@ -90,7 +99,7 @@ def answers(asked: Sequence[Side], image: Tensor, invert: bool = False) -> list[
     timings = interleaved(calls, _SECONDS)
     return [
         Answer(
-            side.described.network,
+            side.name,
             _shares(calls[n](), side.described) if side.trained else {},
             1e3 * timings[n].median,
         )

@@ -213,8 +213,7 @@ class _ImageTab:
                 )
                 with gr.Row():
                     self._answers = [
-                        gr.Label(label=f"{side.described.network} says", num_top_classes=answers.TOP)
-                        for side in asked
+                        gr.Label(label=f"{side.name} says", num_top_classes=answers.TOP) for side in asked
                     ]
                 if not asked:
                     gr.Markdown(

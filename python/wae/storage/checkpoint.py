@@ -175,8 +175,8 @@ def _around_own(path: Path | str, described: Description, original: nn.Module | 
     if original is None:
         raise CheckpointError(
             f"{path}: is built around what {described.network} makes, which no file may run: pass that "
-            "network to load_classifier(path, original), or the function to wae predict, eval or export "
-            "(--model MODULE:FUNCTION); the deployed form and the ONNX file need neither"
+            "network to load_classifier(path, original), or the function to wae predict, eval, export or "
+            "app (--model MODULE:FUNCTION); the deployed form and the ONNX file need neither"
         )
     assert described.form is not None
     model = accelerated(own_copy(described.network, original), described.form)

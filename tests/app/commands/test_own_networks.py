@@ -1,4 +1,4 @@
-"""`wae predict`, `eval` and `export` with a checkpoint around a custom network (`--model`)."""
+"""`wae predict`, `eval`, `export` and `app` with a checkpoint around a custom network (`--model`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from command_line import run
 from PIL import Image
 
 from wae.data.input import Input
+from wae.experiments import answers
 from wae.models.accelerated import Form, accelerated
 from wae.models.pairs import own_network
 from wae.models.registry import build
@@ -67,7 +68,21 @@ def test_eval_and_export_with_the_function_named(weights: Path, capsys: pytest.C
     assert out.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("command", ["predict", "eval", "export"])
+def test_the_page_shows_it_beside_the_network_alone(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = pytest.importorskip("wae.integrations.page")
+    served: list[answers.Side] = []
+    monkeypatch.setattr(page, "serve", lambda model, asked, *_: served.extend(asked))
+    assert run("app", "--weights", weights, "--model", OWN) == 0
+    image = torch.full((3, 16, 16), 40, dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = load_classifier(weights, own_network(OWN))(image[None]).softmax(1).max()
+    around, alone = answers.answers(served, image)
+    assert (around.network, alone.network) == (f"WAE around {OWN}", OWN)
+    assert max(around.shares.values()) == pytest.approx(wanted.item(), abs=1e-5)
+    assert alone.shares == {}  # nothing says which images its weights are for
+
+
+@pytest.mark.parametrize("command", ["predict", "eval", "export", "app"])
 def test_a_checkpoint_alone_runs_no_code(
     weights: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +90,7 @@ def test_a_checkpoint_alone_runs_no_code(
         "predict": ("predict", weights.parent / "data", "--weights", weights),
         "eval": ("eval", weights, "--data", weights.parent / "data", "--device", "cpu"),
         "export": ("export", weights, "-o", weights.parent / "out.onnx"),
+        "app": ("app", "--weights", weights),
     }[command]
     assert run(*arguments) == 1
     assert f"is built around what {OWN} makes, which no file may run" in capsys.readouterr().err
