@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ NAMES = (*DTYPES, "int8")
 """All precisions."""
 
 _INSTRUCTIONS = {
-    "bfloat16": ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"),
-    "float16": ("avx512_fp16", "amx_fp16", "arm_fp16", "fp16"),
-    "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "i8mm"),
+    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "float16": ("avx512_fp16", "amx_fp16", "fp16_arith", "asimdhp"),
+    "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "asimddp", "i8mm"),
 }
-"""The instruction sets that compute in each precision; one of them is enough."""
+"""The instruction sets that compute in each precision, by the names of torch and of Linux; one is enough."""
 
+_CPUINFO = Path("/proc/cpuinfo")
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _TF32_TOLERANCE = 2e-3  # 10 bits of mantissa, as float16 has, but the range of float32
 _MANTISSAS = {"none": torch.float32, "ieee": torch.float32, "bf16": torch.bfloat16}
@@ -66,12 +68,13 @@ def native(precision: str, device: torch.device) -> bool:
 
 
 def _capabilities() -> Mapping[str, Any]:
-    """The CPU's instruction sets, by torch's names."""
+    """The CPU's instruction sets, by the names of torch or, if that is too old (2.10), of Linux."""
     if hasattr(torch.cpu, "get_capabilities"):
         known: Mapping[str, Any] = torch.cpu.get_capabilities()
         return known
-    return {  # torch 2.10
-        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
-        "amx_fp16": torch.cpu._is_amx_fp16_supported(),
-        "avx512_vnni": torch.cpu._is_vnni_supported(),
-    }
+    try:
+        lines = _CPUINFO.read_text().splitlines()
+    except OSError:
+        return {}
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return dict.fromkeys(next(flags, ()), True)

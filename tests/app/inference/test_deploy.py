@@ -48,12 +48,22 @@ def test_a_wider_precision_than_the_models(model):
     assert deploy(narrow, SIZE, engine="eager")(images).dtype == torch.bfloat16
 
 
-def test_auto_precision_takes_the_fastest_within_its_tolerance(model):
+def test_auto_precision_takes_the_fastest_within_its_tolerance(model, monkeypatch):
     """The expected scores are computed in the widest."""
+    monkeypatch.setattr(deploying.precisions, "native", lambda name, device: True)
     narrow = copy.deepcopy(model).bfloat16()
     deployed = deploy(narrow, SIZE, engine="eager", precision="auto", seconds=0.1)
     assert deployed.seconds.keys() == {"eager float32", "eager bfloat16", "eager float16"}
     assert deployed.seconds[f"eager {deployed.precision}"] == min(deployed.seconds.values())
+
+
+def test_auto_precision_leaves_out_16_bits_that_are_emulated(model, monkeypatch):
+    """They take several times as long as float32, and seconds to build."""
+    monkeypatch.setattr(deploying.precisions, "native", lambda name, device: name != "float16")
+    with TestCase().assertLogs("wae.inference.deploy", "INFO") as log:
+        deployed = deploy(model, SIZE, engine="eager", precision="auto", seconds=0.1)
+    assert deployed.seconds.keys() == {"eager float32", "eager bfloat16"}
+    assert "left out: this CPU has no instructions for float16" in "".join(log.output)
 
 
 def test_dtype_is_the_old_name_of_precision(model):
