@@ -116,9 +116,13 @@ def check_parts(model: nn.Module, images: Tensor, expected: Tensor) -> None:
     Only the parts are deployed or exported. A hook on the network itself, or a ``forward`` that its instance
     or class overrides, may change the scores and would be lost. A hook that changes nothing is dropped
     silently.
+
+    Raises ValueError if ``expected`` are not floating-point numbers.
     """
     is_sum_of_parts = is_plain(model) and type(model).forward in (WAEClassifier.forward, WAESegmenter.forward)
     if is_sum_of_parts or not isinstance(model, WAENetwork):
+        if not expected.is_floating_point():
+            raise ValueError(f"the model must return floating-point scores, got {expected.dtype}")
         return
     with undisturbed(images.device):
         scores = model.behind_encoder(images.shape[2:])(*model.decompose(images))

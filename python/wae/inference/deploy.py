@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
-from wae.models.plain import uncompiled
+from wae.models.plain import unwrapped
 
 from . import precision as precisions
 from .agreement import (
@@ -104,16 +104,18 @@ def deploy(
 
     Args:
         model: a :class:`wae.models.network.WAENetwork`, or any other network that scores images or their
-            pixels, in evaluation mode. It is copied, without a torch.compile wrapper.
+            pixels, in evaluation mode. It is copied, without wrappers
+            (:func:`wae.models.plain.unwrapped`).
         size: (H, W) of the images.
         batch: the number of images in most calls.
         engine: a key of :data:`wae.inference.engines.ENGINES`; or "auto", which builds all that are
             installed, times them for this size and batch, and keeps the fastest. Its steps are logged at the
             level INFO.
         precision: the precision to compute in: "float32", "bfloat16", "float16", "int8" or "float64". None
-            is the model's own; "auto" is the fastest of the first four, int8 only with ``calibration``. On a
-            CPU the encoder stays in the model's own precision; with "int8" it runs in int8 too if the CPU has
-            VNNI, the images are uint8 and int8 is faster. int8 needs the extra ``int8`` (docs/deploy.md).
+            is the model's own; "auto" is the fastest of the first four, 16-bit ones only if the CPU has
+            instructions for them, int8 only with ``calibration``. On a CPU the encoder stays in the model's
+            own precision; with "int8" it runs in int8 too if the CPU has VNNI, the images are uint8 and int8
+            is faster. int8 needs the extra ``int8`` (docs/deploy.md).
         calibration: images that give the scales of int8, and that the result is checked on: see
             :data:`wae.inference.calibration.Source`.
         calibration_images: the number of images that give the scales.
@@ -131,7 +133,7 @@ def deploy(
         DisagreementError: the result does not compute what ``model`` does; or its drop is too large, and the
             message names the layers that moved most.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     check_arguments(model, size, batch)
     check_number("seconds", seconds)
     if max_drop is not None:
@@ -147,8 +149,8 @@ def deploy(
         raise CalibrationError(
             "calibration: int8 takes its scales from images: give a tensor, a loader or a folder of images"
         )
-    wanted = _precisions(precision, own, calibration is not None)
     device = first_parameter(model).device
+    wanted = _precisions(precision, own, device, calibration is not None)
     _say_what_is_emulated(wanted, device, engine, logging.INFO if precision == "auto" else logging.WARNING)
     with undisturbed(device):
         widest = max((DTYPES[name] for name in wanted if name in DTYPES), key=_bits, default=own)
@@ -182,13 +184,19 @@ def _from_dtype(dtype: torch.dtype, precision: str | None) -> str:
     return name_of(dtype)
 
 
-def _precisions(precision: str | None, own: torch.dtype, calibrated: bool) -> list[str]:
+def _precisions(precision: str | None, own: torch.dtype, device: torch.device, calibrated: bool) -> list[str]:
     """The precisions to try."""
     if precision is None:
         return [name_of(own)]
     if precision != "auto":
         return [precision]
-    return ["float32", "bfloat16", "float16", *(["int8"] if calibrated else [])]
+    names = ["float32"]
+    for name in ("bfloat16", "float16"):
+        if precisions.native(name, device):
+            names.append(name)
+        else:  # emulated, 16-bit numbers take several times as long as float32; int8 may still be faster
+            _log.info("left out: this CPU has no instructions for %s", name)
+    return [*names, "int8"] if calibrated else names
 
 
 def _say_what_is_emulated(wanted: Sequence[str], device: torch.device, engine: str, level: int) -> None:
@@ -278,11 +286,12 @@ def _divided(task: _Task, engine: Engine, name: str) -> tuple[Front, nn.Module, 
     """The parts that run in front of the engine, in the engine, and behind it."""
     dtype = engine.input_dtype(name)
     memory_format = torch.contiguous_format if engine.foreign else task.memory_format
+    like = first_parameter(task.model)
     folded = fold(task.model, task.images[:1])  # one is enough: the result is compared on all
     if engine.whole:
-        front, rest = whole(folded, task.size, dtype, memory_format)
+        front, rest = whole(folded, like, task.size, dtype, memory_format)
     else:
-        front, rest = in_front(folded, task.size, dtype, memory_format, before_threads=engine.foreign)
+        front, rest = in_front(folded, like, task.size, dtype, memory_format, before_threads=engine.foreign)
     end = None
     if engine.foreign:  # PyTorch's engines run our op themselves
         rest, end = before_end(rest, front)

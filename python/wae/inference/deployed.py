@@ -138,12 +138,13 @@ class Deployed:
             return self._run
         if self._run_any is None:
             _log.info("preparing %s for any number of images", self.engine)
-            run = self._engine.open(self._prepared, None, inputs)
-            examples = self._front(example_images(self._front, self.batch, self.size))
-            expected = self._run(*examples).clone()
+            # cloned, and made again below, because a network may change its input
+            run = self._engine.open(self._prepared, None, [x.clone() for x in inputs])
+            images = example_images(self._front, self.batch, self.size)
+            expected = self._run(*self._front(images)).clone()
             require_equal(
                 f"{self.engine}, prepared for any number of images,",
-                run(*examples),
+                run(*self._front(images)),
                 expected,
                 # int8 rounds to 256 numbers: another order of summation moves some values to the next one
                 DTYPES.get(self.precision, torch.bfloat16),

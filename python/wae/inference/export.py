@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from wae.data.input import IMAGENET
 from wae.difference import relative_difference
 from wae.models.network import WAENetwork
-from wae.models.plain import uncompiled
+from wae.models.plain import unwrapped
 from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
@@ -119,7 +119,7 @@ def export(
             written.
         OSError: the file cannot be written.
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     check_arguments(model, size, 1 if batch is None else batch)
     if max_drop is not None:
         check_number("max_drop", max_drop)
@@ -175,7 +175,7 @@ def _made(
         warnings.simplefilter("ignore")  # the exporters warn about their own internals
         try:
             with bar(f"exporting as {file_format}", None):
-                network = _FromImages(fold(model, given[0]), size).eval()
+                network = _FromImages(fold(model, given[0]), size, dtype).eval()
                 content = form.make(network, cases[0], batch is None, says)
             if precision == "int8":
                 assert data is not None
@@ -234,8 +234,9 @@ class _FromImages(nn.Module):
     image_scale: Tensor
     image_shift: Tensor
 
-    def __init__(self, network: nn.Module, size: Sequence[int]) -> None:
+    def __init__(self, network: nn.Module, size: Sequence[int], dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype  # the model's: folded it may have no parameter left
         self.encoder: nn.Module | None = None
         self.network = network
         if isinstance(network, WAENetwork):
@@ -246,7 +247,7 @@ class _FromImages(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         inputs: Sequence[Tensor]
         if self.encoder is None:
-            inputs = (images.to(next(self.network.parameters()).dtype),)
+            inputs = (images.to(self.dtype),)
         else:
             inputs = self.encoder(images, self.image_scale, self.image_shift)
         scores: Tensor = self.network(*inputs)
@@ -285,7 +286,7 @@ METADATA = "metadata.json"
 
 
 def _program(network: nn.Module, images: Tensor, dynamic: bool) -> torch.export.ExportedProgram:
-    return exported(network, [images], any_batch([images]) if dynamic else None)
+    return exported(network, [images], any_batch(network, [images]) if dynamic else None)
 
 
 def _make_torch(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:

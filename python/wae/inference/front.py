@@ -119,7 +119,7 @@ def _can_sleep(encoder: nn.Module | None) -> bool:
 
 
 class End:
-    """The full-resolution end of a segmentation network, as our op behind an engine.
+    """The fusion of a segmentation network, as our op behind an engine.
 
     Args:
         decoder: the network's fusion. It stays in its own dtype.
@@ -142,10 +142,10 @@ class End:
 
 
 def before_end(behind: nn.Module, front: Front) -> tuple[nn.Module, End | None]:
-    """Split ``behind``, the network behind ``front``, into what an engine runs and the end as our op.
+    """Split ``behind``, the network behind ``front``, into what an engine runs and the fusion as our op.
 
-    If our op has no kernel for the end, the engine runs all of ``behind``, in PyTorch's operators, and the
-    end is None.
+    If our op has no kernel for the fusion, the engine runs all of ``behind``, in PyTorch's operators, and the
+    second result is None.
     """
     if not isinstance(behind, PixelsBehindEncoder):
         return behind, None
@@ -187,10 +187,14 @@ class _Whole(nn.Module):
 
 
 def whole(
-    model: nn.Module, size: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format
+    model: nn.Module,
+    like: Tensor,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
 ) -> tuple[Front, nn.Module]:
     """Like :func:`in_front`, but for an engine that runs the encoder too and takes images of any dtype."""
-    front, behind = in_front(model, size, dtype, memory_format, before_threads=False)
+    front, behind = in_front(model, like, size, dtype, memory_format, before_threads=False)
     if front.encoder is None:
         return front, behind
     images = _Untouched(None, front.like, front.image_scale, front.image_shift, dtype, memory_format)
@@ -227,6 +231,7 @@ def finite_by_numpy(x: Tensor) -> Tensor:
 
 def in_front(
     model: nn.Module,
+    like: Tensor,
     size: Sequence[int],
     dtype: torch.dtype,
     memory_format: torch.memory_format,
@@ -236,11 +241,11 @@ def in_front(
 
     Args:
         model: in evaluation mode.
+        like: any tensor of the model's dtype and on its device. The folded model may have no parameter left.
         size: (H, W) of the images.
         dtype, memory_format, before_threads: see :class:`Front`. On a CPU the front computes in the model's
             dtype; on a GPU in ``dtype``.
     """
-    like = next(model.parameters())
     if not isinstance(model, WAENetwork):
         scale, shift = getattr(model, "image_scale", None), getattr(model, "image_shift", None)
         front = Front(None, like, scale, shift, dtype, memory_format, before_threads)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 
 def exported(
@@ -32,10 +34,11 @@ def as_bytes(program: torch.export.ExportedProgram, extra: Mapping[str, str] | N
     return file.getvalue()
 
 
-def any_batch(inputs: Sequence[Tensor]) -> tuple[dict[int, Any], ...]:
-    """The dynamic shapes of ``inputs``, whose first dimension, the same for all, may vary between calls."""
-    batch = torch.export.Dim("batch")
-    return tuple({0: batch} for _ in inputs)
+def any_batch(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """The dynamic shapes of the module's ``inputs``, whose first dimensions may vary together."""
+    batch = {0: torch.export.Dim("batch")}
+    bound = inspect.signature(module.forward).bind(*inputs)  # a forward(*images) has a tuple of them
+    return tuple(tree_map(lambda _: batch, given) for given in bound.arguments.values())
 
 
 def several(inputs: Sequence[Tensor]) -> list[Tensor]:

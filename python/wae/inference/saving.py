@@ -3,7 +3,7 @@
 ======================= =========================================================================
 ``deployed.json``       sizes, precision, report, versions, and the SHA-256 of every other file
 ``encoder.safetensors`` the encoder, with scale and shift; missing if the network has no encoder
-``end.safetensors``     the full-resolution end of a segmentation network, if our op runs it
+``end.safetensors``     the fusion of a segmentation network, if our op runs it
 ``network.*``           the engine's own file: OpenVINO's IR, an ONNX file, an AOTInductor package,
                         or a torch.export program
 ``compiled/``           OpenVINO's cache of the compiled network
@@ -38,8 +38,8 @@ from .precision import name_of
 
 ABOUT, ENCODER, END = "deployed.json", "encoder.safetensors", "end.safetensors"
 FORMATS = (1, 2)
-"""The formats that are read. Folders with an end have the second, so that older versions, which would leave
-the end out, refuse them."""
+"""The formats that are read. Folders with a fusion have the second, so that older versions, which would
+leave the fusion out, refuse them."""
 ENCODERS: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder, ByteEncoder)
 }

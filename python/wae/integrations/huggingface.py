@@ -14,9 +14,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
-from torch import Tensor, nn
+from torch import nn
 
 from wae.data.input import Input, Transforms
+from wae.models.plain import Wrapper
 from wae.storage import weights_file
 from wae.storage.checkpoint import Description, describe_classifier, load_classifier, save_classifier
 
@@ -58,7 +59,7 @@ scores = model(model.transforms()(image)[None])  # of an image of Pillow
 
 
 class HubClassifier(
-    nn.Module,
+    Wrapper,
     PyTorchModelHubMixin,
     paper_url="https://arxiv.org/abs/1712.07493",
     library_name="wae-kernels",
@@ -72,8 +73,6 @@ class HubClassifier(
     of the last two fills the model card: ``data``, ``accuracy``, ``speed``, ``model_id`` and ``licence``, the
     last as the Hub names it (``apache-2.0``). Other facts come from the checkpoint, or are "not stated".
 
-    :func:`wae.deploy` takes its attribute ``model``: in the wrapper it would not find the encoder.
-
     Args:
         model: maps images, (N, 3, H, W), uint8 or floating point, to scores, (N, classes).
         described: the description of its checkpoint.
@@ -83,8 +82,7 @@ class HubClassifier(
     def __init__(
         self, model: nn.Module, described: Description, made: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.described = described
         self.made = dict(made or {})
 
@@ -101,11 +99,6 @@ class HubClassifier(
         recipe = weights_file.read_recipe(path)
         made = {name: value for name, value in recipe.items() if name not in _DESCRIBED}
         return cls(model, described, made).eval()
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The scores, (N, classes), of ``image``: (N, 3, H, W), uint8 or floating point, 0..255."""
-        scores: Tensor = self.model(image)
-        return scores
 
     def transforms(self, invert: bool = False) -> Transforms:
         """The transforms from an image to the network's input: see :class:`wae.data.input.Transforms`."""

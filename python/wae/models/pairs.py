@@ -22,7 +22,7 @@ from .around import wae_around
 from .baselines import FullResolution
 from .bodies import standard_body, without_classifier
 from .classifier import WAEClassifier
-from .plain import uncompiled
+from .plain import unwrapped
 from .registry import NetworkError, builder
 
 _CLASSES = 1000  # ImageNet's
@@ -113,11 +113,11 @@ def own_network(source: str) -> nn.Module:
 
 
 def own_copy(name: str, network: nn.Module) -> nn.Module:
-    """A copy of a user's ``network`` in float32, on the CPU, without a torch.compile wrapper.
+    """A copy of a user's ``network`` in float32, on the CPU, without wrappers.
 
     Raises NetworkError, which starts with ``name``, if the network cannot be copied or no file could hold it.
     """
-    plain: nn.Module = uncompiled(network)
+    plain: nn.Module = unwrapped(network)
     if any(isinstance(module, torch.jit.ScriptModule) for module in plain.modules()):
         raise NetworkError(
             f"{name} must consist of Python modules, got a TorchScript module: pass the network as it was "

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import SIZE, assert_close, photos, with_own_forward, with_statistics
+from small_networks import SIZE, assert_close, needs, photos, with_own_forward, with_statistics
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -78,10 +78,34 @@ def test_a_network_that_changes_its_input_is_compared_on_the_original_images(ima
     options = {"calibration": images, "calibration_images": 10}
     deployed = deploy(network, SIZE, engine="eager", **options)
     export(network, tmp_path / "a", "torch", SIZE, image_dtype=torch.float32, **options)
-    given = torch.randn(1, 3, *SIZE)
-    before = given.clone()
-    assert_close(deployed(given), network(before.clone()))
-    assert torch.equal(given, before)
+    for batch in (1, 2, 2):  # the first call with two prepares the engine for any number, and is checked too
+        given = torch.randn(batch, 3, *SIZE)
+        before = given.clone()
+        assert_close(deployed(given), network(before.clone()))
+        assert torch.equal(given, before)
+
+
+class OfTuple(nn.Module):
+    """Has an odd signature, and only a parameter without numbers, which tells its dtype and device."""
+
+    def __init__(self):
+        super().__init__()
+        self.like = nn.Parameter(torch.empty(0))
+        self.register_buffer("kernel", torch.randn(5, 3, 3, 3))
+
+    def forward(self, *images):
+        (image,) = images
+        return F.conv2d(image, self.kernel).mean((2, 3))
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
+def test_a_network_of_buffers_with_an_odd_signature(engine, tmp_path):
+    needs(engine)
+    network = OfTuple().eval()
+    deployed, images = deploy(network, SIZE, engine=engine), torch.randn(2, 3, *SIZE)
+    assert_close(deployed(images), network(images))
+    deployed.save(tmp_path / "saved")
+    export(network, tmp_path / "a", "torch", SIZE)
 
 
 def test_deploy_and_export_unwrap_a_compiled_network(model, tmp_path):
@@ -91,6 +115,13 @@ def test_deploy_and_export_unwrap_a_compiled_network(model, tmp_path):
     assert type(deployed._front.encoder) is Encoder
     assert_close(deployed(images), model(images))
     export(compiled, tmp_path / "a", "torch", SIZE)
+
+
+def test_a_hook_on_a_compiled_network_is_not_lost(model):
+    compiled = torch.compile(model, backend="eager")
+    compiled.register_forward_hook(lambda network, given, scores: 2 * scores)
+    with pytest.raises(DisagreementError):
+        deploy(compiled, SIZE, engine="eager")
 
 
 def hook_of_scores(network):
@@ -149,14 +180,24 @@ def test_the_models_assertion_about_a_size_is_reported(stock):
         deploy(stock, SIZE, engine="eager")
 
 
-def test_a_model_that_returns_no_tensor_is_refused(stock):
-    class Named(nn.Module):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda scores: {"scores": scores}, "its scores as one tensor, got dict"),
+        (lambda scores: scores.argmax(1), r"floating-point scores, got torch\.int64"),
+    ],
+    ids=["dict", "classes"],
+)
+def test_a_model_that_returns_no_scores_is_refused(change, said, stock, tmp_path):
+    class Changed(nn.Module):
         def __init__(self):
             super().__init__()
             self.network = stock
 
         def forward(self, images):
-            return {"scores": self.network(images)}
+            return change(self.network(images))
 
-    with pytest.raises(ValueError, match="its scores as one tensor, got dict"):
-        deploy(Named().eval(), SIZE, engine="eager")
+    with pytest.raises(ValueError, match=said):
+        deploy(Changed().eval(), SIZE, engine="eager")
+    with pytest.raises(ValueError, match=said):
+        export(Changed().eval(), tmp_path / "a", "torch", SIZE)

@@ -14,7 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+import wae
 from wae.cli import main
+from wae.inference.export import export
 from wae.integrations.huggingface import HubClassifier
 from wae.models.registry import build
 from wae.storage.checkpoint import save_classifier
@@ -39,6 +41,14 @@ def test_saving_and_loading_preserves_the_classifier(folder: Path) -> None:
     assert again.described == original.described
     assert again.made == original.made
     assert not again.training
+
+
+def test_it_is_deployed_as_the_network_in_it(tmp_path: Path) -> None:
+    """In the wrapper nobody would find the encoder, and ONNX does not know its op."""
+    hub = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
+    deployed = wae.deploy(hub, (28, 28), batch=2, engine="onnxruntime")
+    assert torch.allclose(deployed(IMAGE), hub(IMAGE), atol=1e-4)
+    export(hub, tmp_path / "clothes.onnx", "onnx", (28, 28))
 
 
 def test_segmentation_networks_are_refused(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""wae.models.plain: what is more than a class and its tensors is seen."""
+"""wae.models.plain: what is more than a class and its tensors is seen, and what only wraps a network."""
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
 
-from wae.models.plain import is_plain
+from wae.models.plain import Wrapper, is_plain, unwrapped
 
 
 def own_forward(layer):
@@ -28,3 +30,21 @@ def test_what_is_more_than_its_class_and_tensors(change):
     change(layer)
     assert not is_plain(layer)
     assert is_plain(nn.Sequential(layer))
+
+
+class Doubled(Wrapper):
+    def forward(self, image):
+        return 2 * super().forward(image)
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, nn.DataParallel, AveragedModel, torch.compile])
+def test_a_wrapper_is_removed_unless_it_does_more(wrap):
+    network = nn.Conv2d(3, 4, 3)
+    wrapper = wrap(network)
+    inside = unwrapped(nn.DataParallel(wrapper))
+    assert type(inside) is nn.Conv2d
+    assert torch.equal(inside.weight, network.weight)
+    wrapper.register_forward_hook(lambda *_: None)
+    assert unwrapped(wrapper) is wrapper
+    assert unwrapped(network) is network
+    assert type(unwrapped(Doubled(network))) is Doubled

@@ -37,7 +37,7 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
         dynamic: make a model for any number of images, not only the number in ``inputs``.
         options: passed to :func:`torch.onnx.export`.
     """
-    shapes = any_batch(inputs) if dynamic else None
+    shapes = any_batch(module, inputs) if dynamic else None
     inputs = several(inputs) if dynamic else inputs
     logger = logging.getLogger("onnx_ir")  # it warns about empty lists among an operator's attributes
     level = logger.level

@@ -55,7 +55,7 @@ class InPyTorch(Prepared):
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
         """Write an AOTInductor package if the engine compiles, else a torch.export program."""
         if not self._packs:
-            shapes = any_batch(inputs)
+            shapes = any_batch(self._module, inputs)
             program = exported(self._module, several(inputs), shapes)
             (folder / "network.pt2").write_bytes(as_bytes(program))
             return

@@ -75,7 +75,7 @@ def quantized(
     """
     pt2e = _import()
     x86 = pt2e.quantizer.x86_inductor_quantizer
-    shapes, inputs = any_batch(inputs), several(inputs)
+    shapes, inputs = any_batch(module, inputs), several(inputs)
     # strict, because the quantizer matches a layer's parts by their source in Python, which only it records
     traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
     before = _torch_layers(traced, compared)
@@ -86,7 +86,7 @@ def quantized(
         observed(*sample)
     quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
     moved = movements_between(before, _torch_layers(quantized, compared))
-    return exported(quantized, inputs, shapes, strict=True), moved
+    return exported(quantized, inputs, any_batch(quantized, inputs), strict=True), moved
 
 
 def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:
