@@ -45,7 +45,8 @@ def test_our_threads_do_not_spin_beside_an_engine(network, model, stock):
     torch.set_num_threads(3)
     try:
         folded = fold(*((model, photos(1)) if network == "wae" else (stock, photos(1).float())))
-        front, _ = front_module.in_front(folded, SIZE, torch.float32, torch.contiguous_format, True)
+        like, form = next(folded.parameters()), torch.contiguous_format
+        front, _ = front_module.in_front(folded, like, SIZE, torch.float32, form, True)
         images, cpu_seconds = photos(8, (224, 224)), []
         for _ in range(10):
             front(images)

@@ -265,9 +265,11 @@ def test_calibration_files_are_prepared_as_the_checkpoint_says(tmp_path, monkeyp
     assert [found.images[0, :, 0, 0].tolist() for found in gathered] == [[151] * 3, [151] * 3, [0, 255, 9]]
 
 
-def test_auto_tries_int8_only_with_calibration():
-    assert deploying._precisions("auto", torch.float32, False) == ["float32", "bfloat16", "float16"]
-    assert deploying._precisions("auto", torch.float32, True)[-1] == "int8"
+def test_auto_tries_int8_only_with_calibration(monkeypatch):
+    monkeypatch.setattr(deploying.precisions, "native", lambda name, device: True)
+    own, device = torch.float32, torch.device("cpu")
+    assert deploying._precisions("auto", own, device, False) == ["float32", "bfloat16", "float16"]
+    assert deploying._precisions("auto", own, device, True)[-1] == "int8"
 
 
 def test_layers_are_listed_by_how_much_they_moved():

@@ -101,7 +101,7 @@ def test_a_cuda_graph_runs_the_two_bodies_on_two_streams(kind, model, monkeypatc
     """What can be tested without a GPU: what is captured, on which stream, and what waits."""
     images = photos(2)
     network = fold(model if kind == "classifier" else segmenter(), images)
-    front, module = whole(network, SIZE, torch.float32, torch.contiguous_format)
+    front, module = whole(network, next(network.parameters()), SIZE, torch.float32, torch.contiguous_format)
     low, high = (getattr(module.behind, name) for name in network.bodies)
     last = module.behind.fusion_classifier if kind == "classifier" else module.behind.fusion
     streams = Streams(monkeypatch, {"encoder": module.encoder, "low": low, "high": high, "last": last})
