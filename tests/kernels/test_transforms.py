@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, FEATURES, decoder, encoder, score_decoder
+from cases import arguments_of
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -23,14 +23,7 @@ SIZE = (5, 6)
 
 
 def arguments(op: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
-    """All of the op's arguments, with a batch of two."""
-    if op == "encode":
-        return (torch.randn(2, 3, *SIZE, dtype=dtype), *encoder(dtype, "cpu", 16))
-    if op == "decode_scores":
-        inputs = (torch.randn(2, n, 3, 3, dtype=dtype) for n in (CLASSES, FEATURES))
-        return (*inputs, *score_decoder(dtype), SIZE)
-    halves = (torch.randn(2, 3, 3, 3, dtype=dtype) for _ in range(2))
-    return (*halves, *decoder(dtype, "cpu", 16), SIZE)
+    return tuple(arguments_of(op, dtype=dtype, size=SIZE))
 
 
 def split(op: str, values: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
