@@ -25,6 +25,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def reason(error: Exception) -> str:
+    """As :func:`first_line`, but of an OSError only the reason: the caller names the file."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def file_of(error: OSError) -> str:
     """The file that ``error`` names (possibly as bytes); "" if it names none."""
     name = error.filename

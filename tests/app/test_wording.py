@@ -1,8 +1,10 @@
 """Numbers and errors in sentences."""
 
+from pathlib import Path
+
 import pytest
 
-from wae.wording import counted, first_line, shown
+from wae.wording import counted, first_line, reason, shown
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,14 @@ def test_the_noun_agrees_with_its_number(number, noun, expected):
 )
 def test_the_first_line_of_an_error(error, expected):
     assert first_line(error) == expected
+
+
+def test_the_reason_of_an_error_of_the_system_is_without_number_and_file():
+    with pytest.raises(OSError, match="Errno") as caught:
+        Path("/dev/null/x").read_bytes()
+    assert reason(caught.value) == "Not a directory"
+    assert reason(OSError("truncated\nfile")) == "truncated"
+    assert reason(ValueError()) == "ValueError"
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
+from wae.training.plan import BATCH, EPOCHS, SEED, WEIGHT
+
 from . import shared
+
+_MOST = 1e6  # as in wae.experiments.acceleration.settings
 
 HELP = "make a trained classifier faster, and report what that costs in accuracy"
 
@@ -56,17 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--input-size", type=shared.positive, metavar="N", help="side of the original's images, in pixels"
+        "--input-size", type=shared.size, metavar="N", help="side of the original's images, in pixels"
     )
     group.add_argument(
         "--interpolation",
         choices=("bilinear", "bicubic", "nearest"),
         help="how images are resized for the network",
     )
-    for name in ("mean", "std"):
+    for name, least in (("mean", -_MOST), ("std", 1e-6)):
         group.add_argument(
             f"--{name}",
-            type=float,
+            type=shared.number(least, _MOST),
             nargs=3,
             metavar=("R", "G", "B"),
             help=f"{name} of the colours (0..1) by which the network expects them normalised",
@@ -78,7 +81,10 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
         "--target", type=_times, metavar="N.Nx", help="target speed-up, by which size and factor are chosen"
     )
     group.add_argument(
-        "--target-ms", type=float, metavar="MS", help="target time of a call in milliseconds, instead"
+        "--target-ms",
+        type=shared.number(1e-6, _MOST),
+        metavar="MS",
+        help="target time of a call in milliseconds, instead",
     )
     group.add_argument(
         "--compare",
@@ -88,13 +94,13 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--size",
-        type=shared.positive,
+        type=shared.size,
         metavar="N",
         help="side of its images, in pixels (default: as the original)",
     )
     group.add_argument(
         "--factor",
-        type=shared.positive,
+        type=shared.integer(1, 64),
         metavar="N",
         help="divisor of the light body's channels (default: 4)",
     )
@@ -106,7 +112,7 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--mimic",
-        type=float,
+        type=shared.number(*WEIGHT),
         metavar="X",
         help="weight of the distance to the original's scores in the loss (default: 0 or 1, by a trial)",
     )
@@ -120,17 +126,23 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", metavar="FILE|NAME", help="plan of the stages")
-    group.add_argument("--epochs", type=shared.positive, metavar="N", help="epochs of the longest stage")
-    group.add_argument("--learning-rate", type=float, metavar="X", help="peak learning rate of every stage")
+    group.add_argument(
+        "--epochs", type=shared.integer(*EPOCHS), metavar="N", help="epochs of the longest stage"
+    )
+    group.add_argument(
+        "--learning-rate", type=shared.number(*WEIGHT), metavar="X", help="peak learning rate of every stage"
+    )
     group.add_argument(
         "--optimizer",
         choices=("adamw", "sgd"),
         help="optimizer of the stages with labels (default: a trial decides; adamw with --learning-rate)",
     )
     group.add_argument(
-        "--batch", type=shared.positive, metavar="N", help="images per step, over all processes"
+        "--batch", type=shared.integer(*BATCH), metavar="N", help="images per step, over all processes"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    group.add_argument(
+        "--seed", type=shared.integer(*SEED), default=0, metavar="N", help="random seed (default: 0)"
+    )
 
 
 def _add_deployment(group: argparse._ArgumentGroup) -> None:
@@ -205,6 +217,6 @@ def _times(text: str) -> float:
         value = float(text.removesuffix("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"needs a number such as 2.0x, got {text!r}") from None
-    if not 1 < value < math.inf:  # NaN neither
-        raise argparse.ArgumentTypeError(f"needs a finite number above 1, got {text}")
+    if not 1 < value <= _MOST:  # NaN neither
+        raise argparse.ArgumentTypeError(f"needs a number above 1, up to {_MOST:g}, got {text}")
     return value

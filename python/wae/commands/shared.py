@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -172,6 +173,16 @@ def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] |
     return in_folder(options.calibrate, input, 100 + CHECKED)
 
 
+def integer(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: an integer from ``least`` to ``most``."""
+    return partial(_number, int, least=least, most=most, needs=f"a whole number from {least} to {most}")
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """An argparse type: a number from ``least`` to ``most``."""
+    return partial(_number, float, least=least, most=most, needs=f"a number from {least:g} to {most:g}")
+
+
 def positive(text: str) -> int:
     """An argparse type: an integer, 1 or more."""
     return _number(int, text, 1, _MOST, "a whole number from 1")
@@ -207,7 +218,11 @@ def size(text: str) -> int:
 def image_size(text: str) -> int | tuple[int, int]:
     """An argparse type: the side of a network's images in pixels, or HEIGHTxWIDTH."""
     height, by, width = text.partition("x")
-    return (size(height), size(width)) if by else size(text)
+    try:
+        return (size(height), size(width)) if by else size(text)
+    except argparse.ArgumentTypeError as error:
+        needs = str(error).partition(", got")[0]
+        raise argparse.ArgumentTypeError(f"{needs}, or HEIGHTxWIDTH, got {text[:40]}") from None
 
 
 def port(text: str) -> int:

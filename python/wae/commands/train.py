@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wae.wording import file_of, first_line
+from wae.training.plan import BATCH, EPOCHS, SEED, WEIGHT
+from wae.wording import file_of, reason
 
 from . import shared
 
@@ -100,19 +101,21 @@ def _add_overrides(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="only stages of these kinds: 1, 2, 3",
     )
-    group.add_argument("--epochs", type=shared.positive, metavar="N", help="epochs of every stage")
-    group.add_argument("--learning-rate", type=float, metavar="X", help="peak learning rate of every stage")
+    group.add_argument("--epochs", type=shared.integer(*EPOCHS), metavar="N", help="epochs of every stage")
     group.add_argument(
-        "--batch", type=shared.positive, metavar="N", help="images per step, over all processes"
+        "--learning-rate", type=shared.number(*WEIGHT), metavar="X", help="peak learning rate of every stage"
+    )
+    group.add_argument(
+        "--batch", type=shared.integer(*BATCH), metavar="N", help="images per step, over all processes"
     )
     group.add_argument(
         "--accumulate",
-        type=shared.positive,
+        type=shared.integer(*BATCH),
         metavar="N",
         help="parts in which a batch is computed, to save memory",
     )
     group.add_argument("--precision", choices=_PRECISIONS, help="precision of the training")
-    group.add_argument("--seed", type=int, metavar="N", help="random seed")
+    group.add_argument("--seed", type=shared.integer(*SEED), metavar="N", help="random seed")
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
@@ -175,8 +178,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     except OSError as error:
         name = file_of(error) or options.output
-        why = error.strerror or first_line(error)
-        raise shared.Failure(f"{name}: {why}; {_how_to_resume(session.state)}") from None
+        raise shared.Failure(f"{name}: {reason(error)}; {_how_to_resume(session.state)}") from None
     return 0
 
 

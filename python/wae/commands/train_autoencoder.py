@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from wae.training.plan import BATCH, SEED, WEIGHT
+
 from . import shared
 
 HELP = "train the auto-encoder on photos"
@@ -23,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for name, kind, text in (
         ("steps", shared.positive, "optimizer steps (default: 40000)"),
-        ("batch", shared.positive, "crops per step (default: 8)"),
+        ("batch", shared.integer(*BATCH), "crops per step (default: 8)"),
         ("crop", shared.positive, "side of a crop in pixels (default: 64)"),
-        ("learning-rate", float, "peak learning rate of Adam (default: 0.001)"),
-        ("energy-weight", float, "lambda, the weight of high's energy (default: 0.001)"),
-        ("seed", int, "seed of the random weights and the crops (default: 0)"),
+        ("learning-rate", shared.number(*WEIGHT), "peak learning rate of Adam (default: 0.001)"),
+        ("energy-weight", shared.number(*WEIGHT), "lambda, the weight of high's energy (default: 0.001)"),
+        ("seed", shared.integer(*SEED), "seed of the random weights and the crops (default: 0)"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     shared.add_force(parser)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wae.errors import WaeError
+from wae.wording import reason
 
 NOT_COUNTED = -100
 """The label of a pixel that is ignored in training and testing: PyTorch's default ``ignore_index``."""
@@ -123,7 +124,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error})") from None
+        raise DatasetError(f"{path}: cannot be read ({reason(error)})") from None
     return tuple(line.strip() for line in text.rstrip().split("\n"))
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wae.wording import reason
+
 from .dataset import DatasetError, InMemory
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -129,7 +131,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np
             found = file.read(len(header))
             content = bytearray(file.read(size + 1)) if found == header else bytearray()
     except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path}: the file is damaged or cannot be read ({error})") from None
+        raise DatasetError(f"{path}: the file is damaged or cannot be read ({reason(error)})") from None
     if found != header:
         wanted = " x ".join(map(str, shape))
         raise DatasetError(f"{path}: this is not an IDX file of {wanted} bytes (its header differs)")

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError, _imaging
 from torch import Tensor
 
 from wae.errors import WaeError
-from wae.wording import first_line
+from wae.wording import reason
 
 _Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -163,7 +163,7 @@ def _named(path: object) -> Iterator[None]:
         raise ImageError(f"{path}: this is not an image file, or its format is not supported") from None
     # Pillow's decoders raise almost anything on a damaged file (SyntaxError, struct.error, ...).
     except Exception as error:
-        raise ImageError(f"{path}: the file cannot be read ({first_line(error)})") from None
+        raise ImageError(f"{path}: the file cannot be read ({reason(error)})") from None
 
 
 def _check_regular(path: Path | str) -> None:

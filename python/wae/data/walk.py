@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from wae.wording import counted
+from wae.wording import counted, reason
 
 from .images import is_image
 
@@ -94,7 +94,7 @@ def _walk(top: Path, left_out: LeftOut) -> Iterator[Found]:
             with os.scandir(folder) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            yield Found(folder, error.strerror or str(error))
+            yield Found(folder, reason(error))
             continue
         folders = []
         for entry in ordered:

@@ -16,6 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from wae.errors import WaeError
+from wae.wording import reason
 from wae_kernels.checks import half_of
 
 from .files import no_file, written
@@ -92,7 +93,7 @@ def load(path: Path) -> Decomposition:
         size = (int(metadata["height"]), int(metadata["width"]))
         image = Decomposition(tensors["low"], tensors["high"], size, metadata["weights"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ContainerError(f"{path}: the file cannot be read ({error})") from None
+        raise ContainerError(f"{path}: the file cannot be read ({reason(error)})") from None
     _check(str(path), image)
     return image
 

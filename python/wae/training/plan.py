@@ -28,6 +28,13 @@ KINDS = ("transform", "classifier", "joint")
 """The three stages, in the order of docs/network.md: ``--stage 1`` is the first."""
 
 
+EPOCHS = (1, 10**6)
+"""The least and the largest number of epochs of a stage, and so on."""
+BATCH = (1, 10**7)
+WEIGHT = (0.0, 1e6)  # of a term of the loss; also a learning rate
+SEED = (0, 2**31)
+
+
 class PlanError(WaeError, ValueError):
     """A plan that cannot be used. The message names the entry, its value and what it must be."""
 
@@ -86,11 +93,11 @@ class Stage:
         _choice(self, "kind", KINDS)
         _choice(self, "optimizer", ("sgd", "adam", "adamw"))
         _choice(self, "schedule", ("cosine", "step", "constant"))
-        _numbers(self, int, 1, 10**6, "epochs", "step_epochs")
+        _numbers(self, int, *EPOCHS, "epochs", "step_epochs")
         _numbers(
-            self, float, 0, 1e6, "learning_rate", "weight_decay", "encoder_rate", "warmup", "step_factor"
+            self, float, *WEIGHT, "learning_rate", "weight_decay", "encoder_rate", "warmup", "step_factor"
         )
-        _numbers(self, float, 0, 1e6, "energy_weight", "transform_weight", "low_weight", "mimic_weight")
+        _numbers(self, float, *WEIGHT, "energy_weight", "transform_weight", "low_weight", "mimic_weight")
         _numbers(self, float, 1e-3, 1e6, "mimic_temperature")
         _truth(self, "mimic_mirrored")
         _numbers(self, float, 0, 10, "class_balance")
@@ -146,8 +153,8 @@ class Plan:
         _choice(self, "start", ("random", "linear"))
         _choice(self, "norm_statistics", ("batch", "fixed", "kept"))
         _truth(self, "remeasure_norms")
-        _numbers(self, int, 1, 10**7, "batch", "accumulate")
-        _numbers(self, int, 0, 2**31, "seed")
+        _numbers(self, int, *BATCH, "batch", "accumulate")
+        _numbers(self, int, *SEED, "seed")
         if type(self.model) is not str:
             raise PlanError(f"model must be a name, got {shown(self.model)}")
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -374,13 +375,12 @@ def _note(console: Console, note: str) -> None:
 
 def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
     """The scores of ``images``. Raises ValueError if the network does not accept images of their size."""
-    try:
-        with torch.no_grad(), evaluating(network):
-            scores: Tensor = network(images)
-    except Exception as error:  # any that the network's own code raises
+    shapes = copy.deepcopy(network).to("meta").eval()  # computing would take minutes on large images
+    if why := _runs(shapes, images.shape):
         height, width = images.shape[2:]
-        why = first_line(error)
-        raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_sizes(name)}") from None
+        raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_sizes(name)}")
+    with torch.no_grad(), evaluating(network):
+        scores: Tensor = network(images)
     return scores
 
 

@@ -40,9 +40,25 @@ def test_every_option_is_passed_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "needed"),
     [
-        *((("--target", value), "needs a finite number above 1, got") for value in ("1x", "0", "nan", "inf")),
+        *(
+            (("--target", value), "needs a number above 1, up to 1e+06, got")
+            for value in ("1x", "0", "nan", "inf", "1e7")
+        ),
         (("--target", "fast"), "needs a number such as 2.0x, got 'fast'"),
         (("--engine", "warp"), "must be auto or one of"),
+        *(
+            ((f"{option}={value}",), "needs a number ")
+            for option in ("--target-ms", "--mimic", "--learning-rate", "--max-drop")
+            for value in ("nan", "inf", "-1", "-inf")
+        ),
+        (("--target-ms", "0"), "needs a number "),
+        (("--mean", "0", "nan", "0"), "needs a number from -1e+06 to 1e+06, got nan"),
+        (("--std", "1", "1", "0"), "needs a number from 1e-06 to 1e+06, got 0"),
+        (("--seed=-1",), "needs a whole number from 0 to 2147483648, got -1"),
+        (("--epochs", "1000001"), "needs a whole number from 1 to 1000000, got 1000001"),
+        (("--batch", "10000001"), "needs a whole number from 1 to 10000000"),
+        (("--factor", "65"), "needs a whole number from 1 to 64, got 65"),
+        *(((option, "2049"), "needs a whole number from 1 to 2048") for option in ("--size", "--input-size")),
     ],
 )
 def test_wrong_usage_exits_with_2(tmp_path, arguments, needed, capsys):
@@ -53,16 +69,6 @@ def test_wrong_usage_exits_with_2(tmp_path, arguments, needed, capsys):
         status = end.code
     assert status == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert arguments[0] in said
+    assert arguments[0].partition("=")[0] in said
     assert needed in said
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-1", "-inf"])
-@pytest.mark.parametrize("option", ["--target-ms", "--mimic", "--learning-rate"])
-def test_invalid_numbers_are_refused(tmp_path, option, value, capsys):
-    line = ["accelerate", "--model", "m", "--data", "digits", "-o", str(tmp_path / "out")]
-    assert cli.main([*line, f"{option}={value}"]) == 1
-    name = option.strip("-").replace("-", "_")
-    assert f"wae: {name} must be a number " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

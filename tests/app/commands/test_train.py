@@ -526,7 +526,6 @@ def weights(path, classes=3, network="tiny"):
         (lambda p: ["--device", "meta"], "device meta cannot be used here"),
         (lambda p: ["--plan", "none"], "none: is neither a file nor one of the plans"),
         (lambda p: ["--batch", 100], "at most the 24 images of the training set, got 100"),
-        (lambda p: ["--learning-rate", -1], "learning_rate must be a number from 0"),
         (lambda p: ["--device", "abacus"], "device abacus cannot be used here"),
         (lambda p: ["--body-weights", "torchvision"], "torchvision has no weights for tiny"),
         (lambda p: ["--data", "nowhere"], "nowhere: is neither a folder, nor shards, nor one of"),

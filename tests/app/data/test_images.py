@@ -397,6 +397,12 @@ def test_formats_that_run_programs_or_hold_no_photos_are_not_opened(tmp_path, co
         read_image(tmp_path / "holiday.png")
 
 
+def test_an_error_of_the_system_is_reported_without_its_number(tmp_path):
+    (tmp_path / "a.png").symlink_to("a.png")
+    with pytest.raises(ImageError, match=r"a\.png: the file cannot be read \(Too many .*links\)$"):
+        read_image(tmp_path / "a.png")
+
+
 def test_an_error_without_a_message_is_reported_by_its_type(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise AssertionError

@@ -259,7 +259,7 @@ DAMAGE = {
     r"classes.txt: cannot be read \(.*decode": lambda path: path.with_name("classes.txt").write_bytes(
         b"\xff"
     ),
-    r"classes.txt: cannot be read \(.*directory": lambda path: [
+    r"classes.txt: cannot be read \(Is a directory\)$": lambda path: [
         path.with_name("classes.txt").unlink(),
         path.with_name("classes.txt").mkdir(),
     ],

@@ -285,6 +285,18 @@ def test_a_pixel_limit_that_leaves_out_no_image_may_change_on_resume(tmp_path):
     assert begun._sources() == {"--body-weights": "torchvision", "--on-corrupt": "error"}
 
 
+def test_images_of_a_wrong_size_are_refused_before_anything_is_computed():
+    """In a network that fits only in its last layer, large images were first computed for minutes."""
+
+    class Costly(nn.Linear):
+        def forward(self, images):
+            assert images.is_meta
+            return super().forward(images)
+
+    with pytest.raises(ValueError, match="costly takes no images of 4 x 6 "):
+        _try_out(Costly(5, 2), "costly", torch.zeros(1, 3, 4, 6))
+
+
 @pytest.mark.parametrize("error", [AssertionError, IndexError])
 def test_an_error_without_a_message_is_named(error):
     class Silent(nn.Module):
