@@ -1,4 +1,4 @@
-"""wae.models.accelerated: where a network of any kind is divided, and what is refused."""
+"""wae.models.accelerated: how a network is split into body and last linear layer, and what is refused."""
 
 import pytest
 import torch
@@ -9,34 +9,34 @@ from wae.models.accelerated import Form, accelerated, split
 SIZE = (24, 24)
 
 
-class OfOneSize(nn.Module):
-    """Takes 32 x 32 pixels alone, and says so in the way of ``failing``."""
+class OnlyOneSize(nn.Module):
+    """Takes only images of 32 x 32 pixels, and calls ``fail`` for others."""
 
-    def __init__(self, failing):
+    def __init__(self, fail):
         super().__init__()
-        self.matrix, self.failing = nn.Linear(3, 2), failing
+        self.linear, self.fail = nn.Linear(3, 2), fail
 
     def forward(self, image):
         if image.shape[2:] != (32, 32):
-            self.failing(image)
-        return self.matrix(image.mean((2, 3)))
+            self.fail(image)
+        return self.linear(image.mean((2, 3)))
 
 
-def asserting(image):
+def assert_never(image):
     raise AssertionError
 
 
 @pytest.mark.parametrize(
-    ("failing", "why"),
-    [(asserting, "AssertionError"), (lambda image: image.mean(7), "Dimension out of range")],
+    ("fail", "why"),
+    [(assert_never, "AssertionError"), (lambda image: image.mean(7), "Dimension out of range")],
 )
-def test_a_network_that_takes_no_such_images(failing, why):
+def test_a_network_that_fails_on_the_size_is_refused(fail, why):
     with pytest.raises(ValueError, match=f"the network takes no images of 24 x 24: {why}"):
-        split(OfOneSize(failing).eval(), SIZE)
+        split(OnlyOneSize(fail).eval(), SIZE)
 
 
-class AssertsInTheMiddle(nn.Module):
-    """Its last matrix by name is not the one it ends in, and must not be taken away."""
+class AssertsShapeInside(nn.Module):
+    """Its last linear layer by name is not the last one that runs, and must not be taken for it."""
 
     def __init__(self):
         super().__init__()
@@ -48,29 +48,29 @@ class AssertsInTheMiddle(nn.Module):
         return self.last(tokens.mean(1))
 
 
-class ChangesItsInput(AssertsInTheMiddle):
+class ChangesItsInput(AssertsShapeInside):
     def forward(self, image):
         return super().forward(image.sub_(1).mul_(3))
 
 
-@pytest.mark.parametrize("kind", [AssertsInTheMiddle, ChangesItsInput])
-def test_the_matrix_that_a_network_ends_in_is_found(kind):
+@pytest.mark.parametrize("kind", [AssertsShapeInside, ChangesItsInput])
+def test_split_finds_the_linear_layer_that_runs_last(kind):
     network = kind().eval()
-    matrix = network.last
-    assert split(network, SIZE) == (network, matrix)
+    linear = network.last
+    assert split(network, SIZE) == (network, linear)
     assert isinstance(network.last, nn.Identity)
     assert isinstance(network.embedding, nn.Linear)
 
 
-class Giving(nn.Module):
-    """Gives what ``make`` makes of the scores."""
+class Returning(nn.Module):
+    """Returns ``make(scores)``."""
 
     def __init__(self, make):
         super().__init__()
-        self.matrix, self.make = nn.Linear(3, 2), make
+        self.linear, self.make = nn.Linear(3, 2), make
 
     def forward(self, image):
-        return self.make(self.matrix(image.mean((2, 3))))
+        return self.make(self.linear(image.mean((2, 3))))
 
 
 @pytest.mark.parametrize(
@@ -81,26 +81,26 @@ class Giving(nn.Module):
         (lambda scores: scores / 0, "finite scores, got some"),
     ],
 )
-def test_scores_of_another_kind_are_what_is_refused(make, why):
-    with pytest.raises(ValueError, match=f"Giving must return {why}"):
-        split(Giving(make).eval(), SIZE)
+def test_results_that_are_not_scores_are_refused(make, why):
+    with pytest.raises(ValueError, match=f"Returning must return {why}"):
+        split(Returning(make).eval(), SIZE)
 
 
-def test_a_last_matrix_that_is_made_of_parts():
+def test_a_parametrized_last_layer_is_copied():
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
     torch.nn.utils.parametrizations.weight_norm(network[-1])
     image = torch.randn(1, 3, *SIZE)
-    body, matrix = split(network, SIZE)
-    made = accelerated(nn.Sequential(body, matrix), Form(2 * SIZE[0])).low_classifier
+    body, linear = split(network, SIZE)
+    made = accelerated(nn.Sequential(body, linear), Form(2 * SIZE[0])).low_classifier
     with torch.no_grad():
-        assert torch.allclose(made(body(image)), matrix(body(image)))
+        assert torch.allclose(made(body(image)), linear(body(image)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_all_of_it_has_the_network_s_dtype(dtype):
+def test_all_parts_have_the_dtype_of_the_network(dtype):
     layers = nn.Conv2d(3, 64, 3, 2), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3, 2)
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5)).to(dtype)
     model = accelerated(network.eval(), Form(24))
-    numbers = (*model.parameters(), *model.buffers())
-    assert {number.dtype for number in numbers if number.is_floating_point()} == {dtype}
+    tensors = (*model.parameters(), *model.buffers())
+    assert {tensor.dtype for tensor in tensors if tensor.is_floating_point()} == {dtype}
     assert model(torch.zeros(1, 3, *SIZE, dtype=torch.uint8)).dtype == dtype

@@ -1,4 +1,4 @@
-"""The auto-encoder, its losses, and the linear start of its training."""
+"""The auto-encoder, its losses, and the linear start of training."""
 
 import math
 
@@ -15,7 +15,7 @@ from wae_kernels.nn import Decoder, Encoder
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 4), (17, 32)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
-def test_shapes(size, dtype):
+def test_shapes_and_dtypes(size, dtype):
     model = AutoEncoder()
     image = torch.randint(0, 256, (2, 3, *size)).to(dtype)
     decoded, low, high = model(image)
@@ -25,7 +25,7 @@ def test_shapes(size, dtype):
     assert decoded.dtype == low.dtype == torch.float32
 
 
-def test_a_uint8_image_is_its_float_twin():
+def test_uint8_and_float_images_give_the_same_result():
     model = AutoEncoder()
     image = torch.randint(0, 256, (1, 3, 9, 12), dtype=torch.uint8)
     for ours, theirs in zip(model(image), model(image.float()), strict=True):
@@ -79,22 +79,22 @@ def test_blocks_and_back():
     assert len(blocks(torch.zeros(3, 5, 7))) == 2 * 3
 
 
-def test_the_linear_transform_is_the_best_one():
-    """Orthonormal, as good as the eigenvalues say it must be, and better than another choice of 6."""
+def test_the_linear_transform_is_optimal():
+    """It is orthonormal, loses what the smallest eigenvalues say, and is better than 6 random directions."""
     image = scaled(photos.photo("coffee"))
     transform = best_linear([image])
     basis = torch.cat(transform, 1)
     assert torch.allclose(basis.T @ basis, torch.eye(6, dtype=torch.float64), atol=1e-9)
     error = (linear_reconstruction(image, transform) - image).square().mean()
     rows = blocks(image)
-    lost = torch.linalg.eigvalsh(rows.T @ rows / len(rows))[:6].sum() / 12
-    assert error.item() == pytest.approx(lost.item(), rel=1e-6)
+    smallest = torch.linalg.eigvalsh(rows.T @ rows / len(rows))[:6].sum() / 12
+    assert error.item() == pytest.approx(smallest.item(), rel=1e-6)
     other = torch.linalg.qr(torch.randn(12, 6, dtype=torch.float64)).Q
     assert error < (rows @ other @ other.T - rows).square().mean()
 
 
-def test_every_image_counts_the_same_whatever_its_size():
-    """A small image as much as itself, repeated to the size of the other."""
+def test_images_of_all_sizes_have_the_same_weight():
+    """A small image counts as much as its repetition to the size of the large one."""
     small, large = torch.randn(3, 8, 8), torch.randn(3, 64, 64).cumsum(2)
     one, other = (torch.cat(best_linear([image, large]), dim=1) for image in (small, small.repeat(1, 8, 8)))
     torch.testing.assert_close(one @ one.T, other @ other.T)
@@ -112,8 +112,8 @@ def training_photos():
 
 
 @pytest.mark.parametrize("name", photos.KEPT_OUT)
-def test_the_start_is_the_linear_transform(training_photos, name):
-    """chelsea and flower have odd sizes: there the last row or column has no block, and is left out."""
+def test_the_initial_model_computes_the_linear_transform(training_photos, name):
+    """chelsea and flower have odd sizes. Their last row or column is in no block and is left out."""
     model = initial_model(training_photos, seed=3)
     transform = best_linear(scaled(photo) for photo in training_photos)
     photo = photos.photo(name)
@@ -127,8 +127,8 @@ def test_the_start_is_the_linear_transform(training_photos, name):
     assert energy_ratio(low, high) < 0.05
 
 
-def test_unused_channels_are_random_and_read_by_nothing(training_photos):
-    """They give gradients to whoever reads them, so that training can begin to."""
+def test_unused_channels_are_random_and_do_not_affect_the_image(training_photos):
+    """They pass gradients to the layers that read them, so that training can start to use them."""
     one, other = (initial_model(training_photos[:1], seed) for seed in (0, 1))
     image = training_photos[0][None, :, :32, :32]
     with torch.no_grad():
@@ -141,8 +141,8 @@ def test_unused_channels_are_random_and_read_by_nothing(training_photos):
         assert (weight.grad[:, 6:].abs() > 0).any()
 
 
-def test_of_grey_images_no_part_of_high_is_a_constant():
-    """Their blocks are 4 numbers: `low` keeps 3, `high` the one with least energy, and 2 random features."""
+def test_for_grey_images_every_channel_of_high_varies():
+    """Blocks have 4 values: `low` keeps 3, `high` the one with the least energy, and 2 random features."""
     grey = scaled(photos.photo("coffee")).mean(0, keepdim=True).expand(3, -1, -1)[:, :64, :64].float()
     encoder, decoder = Encoder(), Decoder()
     transform = best_linear([grey], least_energy=True)
@@ -157,7 +157,7 @@ def test_of_grey_images_no_part_of_high_is_a_constant():
     assert (energy < low.var((0, 2, 3)).max()).all()
 
 
-def test_the_start_needs_six_channels():
+def test_the_linear_start_needs_six_channels():
     transform = best_linear([scaled(photos.photo("coffee"))])
     with pytest.raises(ValueError, match="needs 6 channels"):
         write_linear_start(Encoder(5), Decoder(5), transform)

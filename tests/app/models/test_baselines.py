@@ -1,4 +1,4 @@
-"""The networks of the paper's comparison: half resolution, Haar wavelet."""
+"""wae.models.baselines: the baselines of the paper, half resolution and the Haar wavelet."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ from wae_kernels.nn import Decoder, Encoder
 
 
 def test_haar_of_one_block():
-    """[[8, 4], [2, 6]]: the sum, the rows' difference, the columns', the diagonals'; each halved."""
+    """Of [[8, 4], [2, 6]]: half the sum, and half the differences of rows, of columns and of diagonals."""
     block = torch.tensor([[8.0, 4.0], [2.0, 6.0]])
     low, high = Haar()(torch.stack([block, 2 * block, 0 * block])[None])
     assert low.flatten().tolist() == [10, 20, 0]
@@ -36,7 +36,7 @@ def test_haar_of_one_block():
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 6), (8, 5), (9, 11), (1, 1), (1, 4)], ids=str)
-def test_haar_is_that_of_pywavelets(size):
+def test_haar_matches_pywavelets(size):
     pywt = pytest.importorskip("pywt", reason="PyWavelets is not installed")
     image = torch.randn(2, 3, *size, dtype=torch.float64)
     approximation, details = pywt.dwt2(image.numpy(), "haar", mode="symmetric", axes=(2, 3))
@@ -45,7 +45,7 @@ def test_haar_is_that_of_pywavelets(size):
     assert np.abs(high.unflatten(1, (3, 3)).numpy() - np.stack(details, axis=2)).max() < 1e-12
 
 
-def test_haar_keeps_the_energy():
+def test_haar_preserves_the_energy():
     image = torch.randn(3, 3, 10, 14, dtype=torch.float64)
     low, high = Haar().double()(image)
     assert (low.square().sum() + high.square().sum()).item() == pytest.approx(image.square().sum().item())
@@ -67,7 +67,7 @@ def small():
     return WAEClassifier(Encoder(), *bodies, FlatClassifier(8, 6, 5), FlatClassifier(10, 6, 5))
 
 
-def test_wavelet_cnn_sees_the_approximation_and_nine_details():
+def test_wavelet_cnn_takes_the_approximation_and_nine_details():
     original = small()
     low_body = original.low_body
     model = wavelet_cnn(original)
@@ -92,11 +92,11 @@ def test_wavelet_cnn_sees_the_approximation_and_nine_details():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_wavelet_cnn_stays_in_its_mode(training):
+def test_wavelet_cnn_keeps_the_mode_of_the_model(training):
     assert {module.training for module in wavelet_cnn(small().train(training)).modules()} == {training}
 
 
-def test_wavelet_cnn_has_the_dtype_of_the_model_and_neither_decoder_nor_trained_normalisations():
+def test_wavelet_cnn_has_the_dtype_of_the_model_and_no_decoder_or_affine_normalisation():
     model = small().double()
     model.decoder = Decoder().double()
     wavelet_cnn(model)
@@ -115,7 +115,7 @@ def test_wavelet_cnn_of_the_published_networks(build):
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1)], ids=str)
-def test_half_resolution_is_the_mean_of_the_blocks(size):
+def test_half_resolution_averages_blocks_of_2_x_2(size):
     image = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     seen = HalfResolution(nn.Identity(), (0.5,) * 3, (1.0,) * 3)(image)
     scaled = image.double() * 0.5 + 1
@@ -126,7 +126,7 @@ def test_half_resolution_is_the_mean_of_the_blocks(size):
             assert torch.allclose(seen[:, :, y, x].double(), block.mean((2, 3)))
 
 
-def test_at_another_size_the_network_sees_the_image_as_torchvision_scales_it():
+def test_at_size_resizes_like_torchvision():
     image = torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8)
     seen = AtSize(nn.Identity(), 8, (0.5,) * 3, (1.0,) * 3)(image)
     assert torch.allclose(seen, resize(image.float(), [8, 8]) * 0.5 + 1, atol=1e-4)
@@ -134,16 +134,16 @@ def test_at_another_size_the_network_sees_the_image_as_torchvision_scales_it():
 
 @pytest.mark.parametrize("form", [FullResolution, HalfResolution, partial(AtSize, side=8)])
 @pytest.mark.parametrize("scale", [(0.5,) * 3, (1, 2, 3)], ids=str)
-def test_the_image_has_the_network_s_dtype(scale, form):
+def test_images_are_converted_to_the_dtype_of_the_network(scale, form):
     model = form(nn.Conv2d(3, 4, 3).double(), image_scale=scale)
     assert model(torch.zeros(1, 3, 9, 12, dtype=torch.uint8)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("build", [vgg16_half, resnet50_half])
-def test_the_networks_at_half_resolution(build):
+def test_the_published_networks_run_at_half_resolution(build):
     assert on_meta(build, 7)(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 7)
 
 
 def test_vgg16_at_half_resolution_has_the_published_number_of_multiply_adds():
-    """docs/network.md."""
+    """It is in docs/network.md."""
     assert round(count(on_meta(vgg16_half)).multiply_adds / 1e9, 2) == 3.89

@@ -1,4 +1,4 @@
-"""Light copies of standard networks: of which families, with which channels, and what is refused."""
+"""wae.models.bodies: light copies of standard networks, their channels, and what is refused."""
 
 import sys
 
@@ -43,7 +43,7 @@ def convolutions(body):
 
 @pytest.mark.parametrize("name", TORCHVISION + TIMM)
 @pytest.mark.slow
-def test_a_light_body_makes_a_quarter_of_the_features(name):
+def test_a_light_body_has_a_quarter_of_the_features(name):
     body = named(name) if name.startswith("regnet") else on_meta(named, name)  # a RegNet needs its values
     light = light_body(body)
     assert feature_channels(light) * 4 == feature_channels(body)
@@ -58,9 +58,9 @@ def test_a_light_body_makes_a_quarter_of_the_features(name):
 @pytest.mark.parametrize(
     "name", ["mobilenet_v2", "mobilenet_v3_large", "seresnet50", "legacy_xception"], ids=str
 )
-def test_wae_around_a_body_computes_and_learns(name):
+def test_wae_around_a_body_runs_and_trains(name):
     body = named(name)
-    model = wae_around(light_body(body), classes=5)  # a light body is a body: quick enough to train here
+    model = wae_around(light_body(body), classes=5)  # a light body as the body is quick to train
     image = torch.randn(4, 3, 96, 90)
     scores = model.train()(image)
     assert scores.shape == (4, 5)
@@ -73,8 +73,8 @@ def test_wae_around_a_body_computes_and_learns(name):
         feature_channels(b) for b in (model.low_body, model.high_body)
     )
     with torch.no_grad():
-        different = model.eval()(image)
-    assert (different - different.mean(0)).abs().sum() > 0  # the scores depend on the image
+        scores = model.eval()(image)
+    assert (scores - scores.mean(0)).abs().sum() > 0  # they depend on the image
 
 
 def test_squeeze_and_excitation_is_divided_too():
@@ -84,17 +84,17 @@ def test_squeeze_and_excitation_is_divided_too():
     assert shapes(light)["layer1.0.se.fc2.weight"] == (64, 4, 1, 1)
 
 
-def test_vgg16_by_the_rule_is_the_published_high_body():
+def test_the_light_vgg16_is_the_published_high_body():
     assert shapes(light_body(on_meta(vgg16_body))) == shapes(on_meta(vgg16_body, 4))
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 8])
-def test_factors(factor):
+def test_features_are_divided_by_the_factor(factor):
     body = on_meta(standard_body, "resnet18")
     assert feature_channels(light_body(body, factor)) == -(-512 // factor)
 
 
-# ------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------------- what is changed
 
 
 @pytest.fixture
@@ -115,20 +115,20 @@ def body():
     return body.train()
 
 
-def test_every_kind_of_layer(body):
+def test_every_kind_of_layer_is_divided(body):
     light = light_body(body)
-    conv, norm, _, depthwise, groups, prelu, _, _, matrix, layer = light
+    conv, norm, _, depthwise, group_norm, prelu, _, _, linear, layer_norm = light
     assert conv.weight.shape == (4, 3, 3, 3)
     assert conv.bias is None
     assert norm.num_features == norm.running_var.numel() == 4
     assert (depthwise.weight.shape, depthwise.groups) == ((8, 1, 3, 3), 4)
-    assert (groups.num_channels, groups.num_groups) == (8, 8)
+    assert (group_norm.num_channels, group_norm.num_groups) == (8, 8)
     assert prelu.weight.shape == (8,)
-    assert matrix.weight.shape == (6, 8)
-    assert layer.normalized_shape == (6,)
+    assert linear.weight.shape == (6, 8)
+    assert layer_norm.normalized_shape == (6,)
 
 
-def test_the_body_stays_as_it_is(body):
+def test_the_body_is_not_changed(body):
     body[0].eval()
     before = {n: t.clone() for n, t in body.state_dict().items()}
     light = light_body(body)
@@ -144,7 +144,7 @@ def test_the_body_stays_as_it_is(body):
     assert light[0].weight.requires_grad
 
 
-def test_weights_are_random_and_of_he_s_size(body):
+def test_weights_have_he_initialisation(body):
     body[1].weight.data.fill_(7)
     one, other = light_body(body, 1), light_body(body, 1)
     assert not torch.equal(one[0].weight, other[0].weight)
@@ -155,11 +155,11 @@ def test_weights_are_random_and_of_he_s_size(body):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_dtype_stays(body, dtype):
+def test_the_dtype_is_kept(body, dtype):
     assert {p.dtype for p in light_body(body.to(dtype)).parameters()} == {dtype}
 
 
-def test_a_tensor_used_twice_stays_one(body):
+def test_shared_tensors_stay_shared(body):
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
     body[2].weight = body[1].weight
     light = light_body(body)
@@ -194,7 +194,7 @@ class SplitsInto8(nn.Module):
     ],
     ids=["split", "gain", "groups", "weight norm", "channels", "size", "tuple"],
 )
-def test_what_cannot_be_divided_is_named(network, message):
+def test_modules_that_cannot_be_divided_are_named(network, message):
     with pytest.raises(ValueError, match=message):
         light_body(network)
 
@@ -213,19 +213,19 @@ def test_families_without_a_light_form_are_named(name, module):
 
 
 @pytest.mark.parametrize("factor", [0, -4, 2.5, "4", None], ids=repr)
-def test_a_factor_that_is_none(factor):
+def test_invalid_factors_are_refused(factor):
     with pytest.raises(ValueError, match="factor must be an integer of at least 1, got"):
         light_body(nn.Conv2d(3, 8, 3), factor)
 
 
-def test_modes_and_hooks_are_put_back_after_a_failure(body):
+def test_modes_and_hooks_are_restored_after_a_failure(body):
     with pytest.raises(ValueError, match=r"0 \(Conv2d\)"):
         feature_channels(body, (1, 1))
     assert all(m.training for m in body.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in body.modules())
 
 
-# ------------------------------------------------------------------------------------------------ by name
+# -------------------------------------------------------------------------------------------- opening by name
 
 
 def test_a_standard_body_is_the_library_s_without_the_classifier():
@@ -234,7 +234,7 @@ def test_a_standard_body_is_the_library_s_without_the_classifier():
     assert shapes(on_meta(standard_body, "resnet50")) == {n: shapes(stock)[n] for n in names}
 
 
-def test_unknown_names(monkeypatch):
+def test_unknown_names_and_missing_timm_are_errors(monkeypatch):
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match="network of torchvision or timm, got 'resnet5'"):
         standard_body("resnet5")
@@ -246,7 +246,7 @@ def test_unknown_names(monkeypatch):
 # -------------------------------------------------------------------------------------------- first layer
 
 
-def test_widen_input():
+def test_widen_input_changes_the_first_convolution():
     body = widen_input(
         nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 3, 1), nn.Conv2d(3, 3, 1)), 9
     )
@@ -258,8 +258,8 @@ def test_widen_input():
 
 
 @pytest.mark.parametrize("name", ["high_body", "encoder", "decoder"])
-def test_what_is_not_of_the_body_s_dtype_is_refused(name):
-    """It failed at the first image, or, of a decoder, at the first reconstruction."""
+def test_parts_of_another_dtype_are_refused(name):
+    """It used to fail at the first image or, for a decoder, at the first reconstruction."""
     given = {"high_body": nn.Conv2d(3, 4, 3), "encoder": Encoder(), "decoder": Decoder()}[name]
     body = nn.Conv2d(3, 64, 3, stride=8).double()
     wanted = f"{name} is torch.float32 on cpu, but the network is torch.float64 on cpu"

@@ -1,4 +1,4 @@
-"""WAE around networks of every kind: the high body that each gets; all computes, learns, is deployed."""
+"""wae.models.light_cnn: the high body of networks of every kind; all of them run, train and deploy."""
 
 from unittest import TestCase
 
@@ -31,7 +31,7 @@ def around(name, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DIVIDED + LIGHT)
-def test_wae_goes_around_it_computes_and_learns(name):
+def test_wae_around_each_network_runs_and_trains(name):
     model, side = around(name, image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3)
     assert isinstance(model.high_body, LightCNN) == (name in LIGHT)
     images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
@@ -51,11 +51,11 @@ def test_wae_goes_around_it_computes_and_learns(name):
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter -= 1e-4 * parameter.grad
-        assert model(images).isfinite().all()  # not eval(): the running statistics know one batch
+        assert model(images).isfinite().all()  # not eval(): the running statistics saw only one batch
 
 
 @pytest.mark.slow
-def test_a_shufflenet_is_deployed():
+def test_a_shufflenet_can_be_deployed():
     pytest.importorskip("openvino")
     model, side = around("shufflenet_v2_x1_0", image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3)
     deployed = wae.deploy(model.eval(), (side, side), batch=1, engine="openvino")
@@ -63,7 +63,7 @@ def test_a_shufflenet_is_deployed():
 
 
 @pytest.mark.slow
-def test_a_vision_transformer_is_deployed_and_comes_back_from_a_file(tmp_path):
+def test_a_vision_transformer_can_be_deployed_saved_and_loaded(tmp_path):
     pytest.importorskip("timm", reason="timm is not installed")
     model, name = wae_around("test_vit", classes=3), "wae_test_vit"
     deployed = wae.deploy(model.eval(), engine="eager")
@@ -75,11 +75,11 @@ def test_a_vision_transformer_is_deployed_and_comes_back_from_a_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_numbers_that_no_file_holds_are_there_after_loading(tmp_path):
-    """EVA-02's rotary positions are buffers that are not saved."""
+def test_loading_restores_non_persistent_buffers(tmp_path):
+    """EVA-02's rotary positions are such buffers, which no file holds."""
     pytest.importorskip("timm", reason="timm is not installed")
     model = wae_around("eva02_tiny_patch14_224", classes=3).eval()
-    assert {n for n, _ in model.named_buffers()} > {n for n in model.state_dict() if "rope" in n}
+    assert any("rope" in name for name in dict(model.named_buffers()).keys() - model.state_dict().keys())
     save_classifier(tmp_path / "file", model, "wae_eva02_tiny_patch14_224")
     loaded = load_classifier(tmp_path / "file")
     for (name, one), (_, other) in zip(model.named_buffers(), loaded.named_buffers(), strict=True):
@@ -90,17 +90,17 @@ def test_numbers_that_no_file_holds_are_there_after_loading(tmp_path):
 
 
 def transformer():
-    """Of two layers, on "meta"."""
+    """A vision transformer of two layers, on "meta"."""
     network = on_meta(lambda: VisionTransformer(112, 16, 2, 4, 384, 1536))
     network.heads = nn.Identity()
     return network
 
 
 @pytest.mark.slow
-def test_the_light_cnn_is_the_widest_that_is_allowed():
+def test_the_light_cnn_is_as_wide_as_allowed():
     body = transformer()
     light = light_cnn(body, (112, 112))
-    assert feature_channels(light) == 384 // 4  # by the features; by the multiply-adds it could be wider
+    assert feature_channels(light) == 384 // 4  # limited by the features; the multiply-adds allow more
     assert 16 * count(light, (112, 112)).multiply_adds <= count(body, (112, 112)).multiply_adds
     shuffle = on_meta(lambda: standard_body("shufflenet_v2_x1_0"))
     channels = light_cnn(shuffle, (112, 112))[0][0].out_channels
@@ -109,7 +109,7 @@ def test_the_light_cnn_is_the_widest_that_is_allowed():
     assert costs[0] <= allowed < costs[1]
 
 
-def test_it_is_reported_in_one_line():
+def test_the_light_cnn_is_logged_in_one_line():
     with TestCase().assertLogs("wae.models.light_cnn", "INFO") as log:
         model = on_meta(lambda: wae_around("swin_t", classes=3))
     (record,) = log.records
@@ -122,13 +122,13 @@ def test_it_is_reported_in_one_line():
     assert "\n" not in reason
 
 
-def test_features_of_two_dimensions_are_pooled_to_their_size():
+def test_features_have_the_height_and_width_of_the_low_body_s():
     body = nn.Sequential(nn.Conv2d(3, 64, 3, stride=4, padding=1), nn.Conv2d(64, 64, 3, padding=1))
     light = light_cnn(body, (20, 12))
     assert light(torch.zeros(2, 3, 20, 12)).shape[2:] == body(torch.zeros(2, 3, 20, 12)).shape[2:] == (5, 3)
 
 
-def test_it_has_the_low_body_s_dtype():
+def test_the_light_cnn_has_the_dtype_of_the_low_body():
     body = nn.Sequential(nn.Conv2d(3, 64, 3, stride=4, padding=1), nn.Conv2d(64, 64, 3, padding=1)).double()
     assert {parameter.dtype for parameter in light_cnn(body, (20, 12)).parameters()} == {torch.float64}
 
@@ -141,22 +141,22 @@ def test_it_has_the_low_body_s_dtype():
         (nn.Conv2d(4, 64, 1), "the body \\(Conv2d\\)"),
     ],
 )
-def test_bodies_without_a_light_cnn(body, message):
+def test_bodies_without_a_light_cnn_are_refused(body, message):
     with pytest.raises(ValueError, match=message):
         light_cnn(body, (12, 12))
 
 
-def test_a_wrong_body_does_not_get_a_light_cnn():
+def test_an_invalid_body_gets_no_light_cnn():
     with pytest.raises(ValueError, match="the body takes no image of 112 x 112"):
         wae_around(nn.Sequential(nn.Conv2d(4, 64, 3)))
     with pytest.raises(IndivisibleError, match="light_body cannot divide"):
         light_body(transformer())
 
 
-# --------------------------------------------------------------------------------------- tables of positions
+# --------------------------------------------------------------------------------------- position embeddings
 
 
-def test_torchvision_s_positions_are_interpolated_by_its_function():
+def test_torchvision_s_positions_are_interpolated_like_its_function_does():
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     network = VisionTransformer(224, 16, 1, 2, 64, 64)
@@ -171,12 +171,12 @@ def test_torchvision_s_positions_are_interpolated_by_its_function():
 
 
 @pytest.mark.parametrize("size", [(112, 96), (100, 100)])
-def test_sizes_that_patches_do_not_fill(size):
+def test_sizes_that_do_not_fit_the_patches_are_refused(size):
     with pytest.raises(ValueError, match="must be square, with sides divisible by the patch size 16"):
         fit_to(transformer(), size)
 
 
-def test_timm_s_positions_are_interpolated_by_its_function():
+def test_timm_s_positions_are_interpolated():
     timm = pytest.importorskip("timm")
     network = timm.create_model("test_vit", num_classes=0)
     before = network.pos_embed.shape[1]

@@ -48,19 +48,19 @@ def set_statistics(model: WAENetwork) -> None:
 
 
 @kinds
-def test_decompose_and_reconstruct_are_the_auto_encoder_s(make: Make) -> None:
+def test_decompose_and_reconstruct_match_the_auto_encoder(make: Make) -> None:
     autoencoder, photo = AutoEncoder(), image()
     model = make(autoencoder, autoencoder.decoder)
-    set_statistics(model)  # a normalisation comes after
-    whole = autoencoder(photo)
+    set_statistics(model)  # must not matter: normalisation comes later
+    expected = autoencoder(photo)
     low, high = model.decompose(photo)
-    assert torch.equal(low, whole.low)
-    assert torch.equal(high, whole.high)
-    assert torch.equal(model.reconstruct(low, high, (21, 30)), whole.image)
+    assert torch.equal(low, expected.low)
+    assert torch.equal(high, expected.high)
+    assert torch.equal(model.reconstruct(low, high, (21, 30)), expected.image)
 
 
 @kinds
-def test_without_a_decoder(make: Make) -> None:
+def test_reconstruct_needs_a_decoder(make: Make) -> None:
     model = make(AutoEncoder(), None)
     low, high = model.decompose(image())
     with pytest.raises(RuntimeError, match=f"no decoder: give {type(model).__name__} one"):
@@ -101,7 +101,7 @@ def doubled(_: nn.Module, __: object, result: Tensor | tuple[Tensor, ...]) -> Te
     ],
     ids=["encoder", "branch", "norm", "pruned branch"],
 )
-def test_what_is_more_than_its_tensors_is_not_folded(
+def test_modules_with_hooks_or_pruning_are_not_folded(
     make: Make, change: Callable[[WAENetwork], object], both: bool
 ) -> None:
     model, photo = make(AutoEncoder(), None), image()
@@ -116,7 +116,7 @@ def test_what_is_more_than_its_tensors_is_not_folded(
 
 
 @kinds
-def test_behind_the_encoder_are_the_same_modules(make: Make) -> None:
+def test_behind_encoder_has_the_same_modules_and_scores(make: Make) -> None:
     model, photo = make(AutoEncoder(), None), image()
     behind = model.behind_encoder(photo.shape[2:])
     with torch.no_grad():
@@ -126,30 +126,30 @@ def test_behind_the_encoder_are_the_same_modules(make: Make) -> None:
     assert set(model.bodies) <= {name for name, _ in behind.named_children()}
 
 
-def made_as(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
-    """Let torch make these streams, and then no more."""
-    left = list(streams)
+def limit_streams_to(monkeypatch: pytest.MonkeyPatch, *streams: str) -> None:
+    """Let torch.cuda.Stream return these, then fail."""
+    remaining = list(streams)
 
     def make() -> str:
-        if not left:
+        if not remaining:
             raise RuntimeError("no stream left")
-        return left.pop(0)
+        return remaining.pop(0)
 
     monkeypatch.setattr(torch.cuda, "Stream", make)
 
 
-def test_a_stream_that_cannot_be_made_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the first network would go on with two streams where no graph is captured."""
+def test_if_a_stream_cannot_be_created_no_network_keeps_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the first network would keep using two streams outside of a graph capture."""
     networks = [classifier(AutoEncoder(), None), segmenter(AutoEncoder(), None)]
-    made_as(monkeypatch, "first")
+    limit_streams_to(monkeypatch, "first")
     with pytest.raises(RuntimeError, match="no stream left"), on_two_streams(nn.ModuleList(networks)):
-        pytest.fail("it has but one stream")
+        pytest.fail("there is only one stream")
     assert [network.side_stream for network in networks] == [None, None]
 
 
-def test_two_streams_within_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nested_on_two_streams_restores_the_outer_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     network = segmenter(AutoEncoder(), None)
-    made_as(monkeypatch, "outer", "inner")
+    limit_streams_to(monkeypatch, "outer", "inner")
     with on_two_streams(network):
         with on_two_streams(network):
             assert network.side_stream == "inner"

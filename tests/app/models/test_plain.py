@@ -1,4 +1,4 @@
-"""wae.models.plain: what is more than a class and its tensors is seen, and what only wraps a network."""
+"""wae.models.plain: hooks, pruning and other changes of a layer are detected, and wrappers removed."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 from wae.models.plain import Wrapper, is_plain, unwrapped
 
 
-def own_forward(layer):
+def replace_forward(layer):
     layer.forward = lambda x: x
 
 
@@ -20,11 +20,11 @@ def own_forward(layer):
         lambda layer: layer.register_forward_pre_hook(lambda *_: None),
         lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
         parametrizations.weight_norm,
-        own_forward,
+        replace_forward,
     ],
-    ids=["hook", "hook before", "pruned", "parametrized", "forward"],
+    ids=["hook", "pre-hook", "pruned", "parametrized", "forward"],
 )
-def test_what_is_more_than_its_class_and_tensors(change):
+def test_a_changed_layer_is_not_plain(change):
     layer = nn.Conv2d(3, 4, 3)
     assert is_plain(layer)
     change(layer)

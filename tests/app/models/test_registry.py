@@ -1,4 +1,4 @@
-"""Networks by name; what they cost, against the published figures; the tables and code of docs/models.md."""
+"""wae.models.registry: networks by name, their published costs, and the tables and code of docs/models.md."""
 
 import re
 from functools import partial
@@ -60,7 +60,7 @@ def test_info_knows_every_network(name, capsys):
     assert f"{name}, one {side} x {side} image" in capsys.readouterr().out
 
 
-def test_the_families_are_all_of_torchvision():
+def test_the_families_cover_torchvision():
     families = {module.__module__ for module in map(models.get_model_builder, FAMILIES)}
     assert families == {module.__module__ for module in map(models.get_model_builder, TORCHVISION)}
 
@@ -74,8 +74,8 @@ def test_every_network_of_torchvision_is_built_without_memory(name):
 
 
 @pytest.mark.parametrize("name", ["wae_small_vgg", "wae_resnet18", "small_photo_vgg"])
-def test_without_memory_the_scale_of_the_image_is_known(name):
-    """Trainings set it where it is 1."""
+def test_without_memory_image_scale_has_its_value(name):
+    """Training sets it if it is 1."""
     with without_memory():
         assert build(name).image_scale.unique().numel() == 1
 
@@ -83,26 +83,26 @@ def test_without_memory_the_scale_of_the_image_is_known(name):
 @pytest.mark.parametrize(
     "name", ["", "vgg99", "wae_", "_half", "wae_wae_resnet18", "wavelet_x", "wavelet_enet", "x" * 9]
 )
-def test_names_of_no_network(name):
+def test_unknown_names_are_refused(name):
     assert builder(name) is None
     with pytest.raises(NetworkError, match=f"there is no network {name}; known are wae_vgg16, "):
         build(name)
 
 
 @pytest.mark.parametrize("classes", [0, -1, True, 2.0])
-def test_a_number_of_classes_that_is_none_is_refused(classes):
-    """0 gave as many classes as None."""
+def test_invalid_numbers_of_classes_are_refused(classes):
+    """0 used to mean the same as None."""
     with pytest.raises(NetworkError, match=f"classes must be an integer of at least 1, got {classes}"):
         build("small_vgg", classes)
 
 
-def test_info_of_a_network_that_takes_no_such_images(capsys):
+def test_info_of_a_network_that_takes_no_224_pixel_images_is_an_error(capsys):
     assert cli.main(["info", "vit_b_16_half"]) == 2
     assert "vit_b_16_half takes no image of 224 x 224: Wrong image height" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [IndexError("out of range\nhere"), ZeroDivisionError("out of range")])
-def test_info_of_a_network_whose_own_code_raises_what_it_likes(monkeypatch, capsys, error):
+def test_info_reports_any_error_of_a_network_in_one_line(monkeypatch, capsys, error):
     class Raises(nn.Linear):
         def forward(self, image):
             raise error
@@ -115,7 +115,7 @@ def test_info_of_a_network_whose_own_code_raises_what_it_likes(monkeypatch, caps
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_auxiliary_classifiers_are_left_out(name):
-    """In training too there is one tensor of scores, and WAE goes around the network."""
+    """In training mode too, the network returns one tensor of scores, and WAE can be built around it."""
     network = on_meta(partial(build, name, 7)).train()
     assert network(torch.empty(2, 3, 299, 299, device="meta")).shape == (2, 7)
     wae = on_meta(partial(build, f"wae_{name}", 7)).train()
@@ -123,7 +123,7 @@ def test_auxiliary_classifiers_are_left_out(name):
     assert not [key for key in wae.state_dict() if "aux" in key.lower()]
 
 
-def test_a_regnet_without_memory_is_the_network():
+def test_a_regnet_without_memory_has_the_shapes_of_the_network():
     shapes = {name: tensor.shape for name, tensor in build("regnet_x_400mf").state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in named("regnet_x_400mf").state_dict().items()}
     assert light_body(standard_body("regnet_x_400mf")).training
@@ -137,7 +137,7 @@ def test_multiply_adds_are_the_published_ones(name):
     assert cost(name) == pytest.approx(PUBLISHED[name] * 1e9, rel=0.03)
 
 
-def test_resnet50():
+def test_multiply_adds_of_resnet50():
     assert cost("resnet50") == pytest.approx(4.1e9, rel=0.01)  # the usual figure
     wae = named("wae_resnet50")
     half, quarter = count(wae.low_body, (112, 112)), count(wae.high_body, (112, 112))
@@ -145,7 +145,7 @@ def test_resnet50():
     assert cost("wae_resnet50") == half.multiply_adds + quarter.multiply_adds + 1000 * (2048 + 2560)
 
 
-def test_counting_leaves_no_trace():
+def test_counting_does_not_change_the_network():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4))
     network[2].eval()  # frozen
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -164,7 +164,7 @@ def test_a_network_without_parameters_is_counted():
     assert count(torch.nn.ReLU(), (8, 8)) == (0, 0)
 
 
-def test_only_encoders_are_counted_as_such():
+def test_encoder_multiply_adds_counts_only_encoders():
     assert encoder_multiply_adds(named("vgg16")) == 0
     assert encoder_multiply_adds(named("wavelet_vgg16")) == 0
     assert encoder_multiply_adds(named("wae_resnet50")) == 263_725_056
@@ -191,7 +191,7 @@ def test_a_table_of_an_unknown_network_is_one_line(capsys):
     assert capsys.readouterr().err == "name must be a network of torchvision or timm, got 'nosuch'\n"
 
 
-def test_the_examples_run():
+def test_the_examples_of_the_page_run():
     with_our_ops, around_a_body = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     names = {}
     if backends.backend_for("cpu").startswith("cpu"):

@@ -14,7 +14,7 @@ from wae_kernels.nn import Encoder
 
 
 @pytest.mark.parametrize("classes", [1, 10, 1000])
-def test_layers(classes):
+def test_shapes_of_parameters(classes):
     model = on_meta(wae_resnet50, classes)
     stock = {n: s for n, s in shapes(on_meta(torchvision.models.resnet50)).items() if not n.startswith("fc.")}
     assert shapes(model.low_body) == stock
@@ -26,7 +26,7 @@ def test_layers(classes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(224, 224), (64, 97), (1, 1)], ids=str)
-def test_images_of_any_size(size):
+def test_images_of_any_size_are_accepted(size):
     model = on_meta(wae_resnet50, 7)
     image = torch.empty(2, 3, *size, device="meta", dtype=torch.uint8)
     assert model(image).shape == (2, 7)
@@ -35,7 +35,7 @@ def test_images_of_any_size(size):
     assert [f.shape for f in model.features(image)] == [(2, 2048), (2, 512)]
 
 
-def test_it_runs_folds_and_takes_uint8():
+def test_scores_of_float_images_and_of_the_folded_network_are_the_same():
     encoder = Encoder()
     model = wae_resnet50(5, encoder, image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3).eval()
     assert model.encoder is encoder
@@ -73,7 +73,7 @@ def test_features_that_are_not_pooled_are_averaged():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_what_is_around_a_body_has_its_dtype(dtype):
+def test_wae_around_a_body_has_its_dtype(dtype):
     model = wae_around(nn.Conv2d(3, 8, 3).to(dtype), classes=2)
     assert model(torch.zeros(1, 3, 20, 30, dtype=torch.uint8)).dtype == dtype
 

@@ -1,4 +1,4 @@
-"""Networks that score pixels, and WAE around them."""
+"""wae.models.segmentation: segmentation networks, and WAE around them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ networks = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize(
     "size", [(1, 1), (33, 47), (64, 62), pytest.param((70, 128), marks=pytest.mark.slow)], ids=str
 )
-def test_each_pixel_has_its_scores(make: Callable[[], nn.Module], size: tuple[int, int]) -> None:
+def test_every_pixel_gets_scores(make: Callable[[], nn.Module], size: tuple[int, int]) -> None:
     image = torch.randn(2, 3, *size)
     network = make().eval()
     for model in (network, wae_segmenter(network).eval(), HalfResolutionSegmenter(network).eval()):
@@ -57,7 +57,7 @@ def test_each_pixel_has_its_scores(make: Callable[[], nn.Module], size: tuple[in
 
 
 @networks
-def test_every_weight_learns(make: Callable[[], nn.Module]) -> None:
+def test_every_weight_gets_a_gradient(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = wae_segmenter(make()).train()
     F.cross_entropy(model(torch.randn(2, 3, 64, 96)), torch.randint(5, (2, 64, 96))).backward()
@@ -65,7 +65,7 @@ def test_every_weight_learns(make: Callable[[], nn.Module]) -> None:
     assert not [name for name in without if ".guidance" not in name and ".auxiliary_" not in name]
 
 
-SCORED = {
+SUMMARIES = {
     "enet": 0.17261492783606183,
     "mobilenet_deconv": 0.004989512734644869,
     "mobilenet_deconv, compensated": -0.0027760665607713545,
@@ -75,8 +75,8 @@ SCORED = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_checkpoint_scores_as_it_always_did(name: str) -> None:
-    """One number of all scores, with weights that a formula gives: a change of any layer changes it."""
+def test_scores_are_those_of_earlier_versions(name: str) -> None:
+    """The weights follow a formula. One number sums up all scores, so a change of any layer changes it."""
     network = NETWORKS[name]().double().eval()
     for number, tensor in enumerate(network.state_dict().values()):
         if tensor.is_floating_point():
@@ -85,23 +85,23 @@ def test_a_checkpoint_scores_as_it_always_did(name: str) -> None:
     image = torch.arange(3 * 75 * 91, dtype=torch.float64).mul(0.7).cos().view(1, 3, 75, 91)
     scores = network(image).flatten()
     found = scores @ torch.arange(len(scores), dtype=torch.float64).sin() / scores.norm()
-    assert found.item() == pytest.approx(SCORED[name], rel=1e-6)
+    assert found.item() == pytest.approx(SUMMARIES[name], rel=1e-6)
 
 
-def test_half_the_resolution_is_the_means_and_comes_back_bilinearly() -> None:
+def test_half_resolution_averages_pixels_and_upsamples_bilinearly() -> None:
     image = torch.tensor([1.0, 3.0, 7.0, 9.0]).expand(1, 3, 1, 4)
-    wanted = torch.tensor([2.0, 3.5, 6.5, 8.0]).expand(1, 3, 1, 4)
-    torch.testing.assert_close(HalfResolutionSegmenter(nn.Identity())(image), wanted)
+    expected = torch.tensor([2.0, 3.5, 6.5, 8.0]).expand(1, 3, 1, 4)
+    torch.testing.assert_close(HalfResolutionSegmenter(nn.Identity())(image), expected)
 
 
-def test_enets_dropout_is_less_in_its_first_stage() -> None:
+def test_enet_has_less_dropout_in_its_first_stage() -> None:
     """Paszke et al. 2016: 0.01 before bottleneck 2.0, and 0.1 from there on."""
     found = [module.p for module in ENet(5).modules() if isinstance(module, nn.Dropout2d)]
     assert found == [0.01] * 5 + [0.1] * 22
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_what_is_around_a_network_is_in_its_mode(training: bool) -> None:
+def test_wae_around_a_network_has_its_mode(training: bool) -> None:
     network = ENet(5).train(training)
     frozen = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d)).eval()
     others = [module for module in wae_segmenter(network).modules() if module is not frozen]
@@ -114,29 +114,29 @@ def test_the_fusion_starts_as_bilinear_upsampling(monkeypatch: pytest.MonkeyPatc
     coarse = torch.randn(1, 5, 9, 12).clamp(-3, 3)
     scores = Fusion(5, 16)(coarse, torch.zeros(1, 16, 9, 12), (17, 24))
     expected = F.interpolate(coarse, (18, 24), mode="bilinear", align_corners=False)[:, :, :17]
-    inside = (..., slice(1, -2), slice(1, -1))  # the blur sees zeros outside of the image
+    inside = (..., slice(1, -2), slice(1, -1))  # at the edges the blur includes zeros
     torch.testing.assert_close(
         (scores - scores.mean(1, keepdim=True))[inside], (expected - expected.mean(1, keepdim=True))[inside]
     )
 
 
-def test_a_tenth_of_the_fusions_random_start_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With less some channels hardly learn; with more the start is no bilinear upsampling."""
+def test_a_tenth_of_the_random_initialisation_of_the_fusion_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With less, some channels hardly learn; with more, the start is not bilinear upsampling."""
 
     def weights() -> list[torch.Tensor]:
         torch.manual_seed(0)
         fusion = Fusion(5, 16)
         return [layer.get_parameter("weight").detach() for layer in (fusion.low, fusion.conv1, fusion.conv2)]
 
-    some = weights()
+    kept = weights()
     monkeypatch.setattr(segmenter, "_RANDOM_SHARE", 1.0)
-    whole = weights()
+    full = weights()
     monkeypatch.setattr(segmenter, "_RANDOM_SHARE", 0.0)
-    for s, w, none in zip(some, whole, weights(), strict=True):
-        torch.testing.assert_close(s - none, 0.1 * (w - none))
+    for tenth, whole, none in zip(kept, full, weights(), strict=True):
+        torch.testing.assert_close(tenth - none, 0.1 * (whole - none))
 
 
-def test_a_fusion_has_more_classes_than_channels_too() -> None:
+def test_a_fusion_may_have_more_classes_than_channels() -> None:
     scores = Fusion(21, 16)(torch.randn(1, 21, 9, 12), torch.zeros(1, 16, 9, 12), (17, 24))
     assert scores.shape == (1, 21, 17, 24)
 
@@ -149,7 +149,7 @@ def test_a_fusion_has_more_classes_than_channels_too() -> None:
     ],
     ids=["icnet", "pspnet"],
 )
-def test_in_training_there_are_more_scores_to_learn_from(
+def test_in_training_mode_there_are_auxiliary_scores(
     make: Callable[[], nn.Module], sizes: dict[str, tuple[int, int]]
 ) -> None:
     torch.manual_seed(0)
@@ -166,24 +166,24 @@ def test_in_training_there_are_more_scores_to_learn_from(
     assert network.eval()(image).shape == (2, 5, 70, 95)
 
 
-def test_icnet_is_the_authors_network() -> None:
+def test_icnet_has_the_size_of_the_authors_network() -> None:
     """6,699,987 parameters and 29.812 G multiply-adds are those of the layers that the authors publish for
-    1025 x 2049 images of 19 classes (hszhao/ICNet, icnet_cityscapes_bnnomerge.prototxt); the two
-    classifiers of the guidance are for training alone."""
+    1025 x 2049 images of 19 classes (hszhao/ICNet, icnet_cityscapes_bnnomerge.prototxt). The two
+    auxiliary classifiers are for training only."""
     parameters, multiply_adds = count(on_meta(lambda: ICNet(19)), (1025, 2049))
     assert parameters - 257 * 19 - 129 * 19 == 6_699_987
     assert multiply_adds == 29_811_584_064
 
 
-def test_enet_has_the_papers_size() -> None:
+def test_enet_has_the_size_of_the_paper() -> None:
     """Paszke et al. 2016, table 3: 0.37 M parameters; at 640 x 360, 3.83 GFLOPs, two a multiply-add."""
     parameters, multiply_adds = count(on_meta(lambda: ENet(19)), (360, 640))
     assert parameters == pytest.approx(0.37e6, rel=0.03)
     assert 2 * multiply_adds == pytest.approx(3.83e9, rel=0.06)  # the paper counts more than multiply-adds
 
 
-def test_the_fusion_is_our_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the parameters' names of every checkpoint; layers that were changed are called."""
+def test_the_fusion_runs_the_op_unless_a_layer_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parameters have the names that checkpoints contain. A layer with a hook is called."""
     model = wae_segmenter(nn.Conv2d(3, 5, 3, padding=1)).eval()
     names = [f"{layer}.{kind}" for layer in ("low", "high", "conv1", "conv2") for kind in ("weight", "bias")]
     assert list(model.fusion.state_dict()) == names
@@ -197,7 +197,7 @@ def test_the_fusion_is_our_op(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.allclose(model(image), expected, rtol=1e-2)
 
 
-def test_unpooling_returns_each_pixel_to_where_it_was() -> None:
+def test_unpooling_restores_the_position_of_each_pixel() -> None:
     torch.manual_seed(0)
     x = torch.randn(1, 16, 7, 9)
     pooled = Halving(16, 64, 0.0).eval()(x)
@@ -208,7 +208,7 @@ def test_unpooling_returns_each_pixel_to_where_it_was() -> None:
     assert doubling(pooled.features, pooled).shape == x.shape
 
 
-def test_the_body_is_mobilenets() -> None:
+def test_the_body_has_the_size_of_mobilenet() -> None:
     """Howard et al. 2017, table 8: 4.23 M parameters and 569 M multiply-adds, the classifier with 1.024 M."""
     body = on_meta(lambda: nn.Sequential(*MobileNetDeconv(5).stages))
     parameters, multiply_adds = count(body, (224, 224))
@@ -231,11 +231,11 @@ def test_compensation_appends_the_negatives() -> None:
 
 
 def library() -> Any:
-    """Imported where a test runs, not where tests are collected: it takes seconds."""
+    """Import it when a test runs, not at collection, because it takes seconds."""
     return importlib.import_module("segmentation_models_pytorch")
 
 
-OF_LIBRARIES: dict[str, Callable[[], nn.Module]] = {
+LIBRARY_NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{
         name: partial(get_model, name, weights=None, weights_backbone=None, num_classes=4)
         for name in ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large")
@@ -248,8 +248,8 @@ OF_LIBRARIES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(33, 47), (66, 91), (512, 512)], ids=str)
-@pytest.mark.parametrize("make", OF_LIBRARIES.values(), ids=OF_LIBRARIES)
-def test_another_librarys_network_computes_the_same_inside(
+@pytest.mark.parametrize("make", LIBRARY_NETWORKS.values(), ids=LIBRARY_NETWORKS)
+def test_a_library_s_network_computes_the_same_inside_wae(
     make: Callable[[], nn.Module], size: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -267,7 +267,7 @@ def test_another_librarys_network_computes_the_same_inside(
     assert torch.equal(outside, inside)
 
 
-def test_any_size_is_the_librarys_own_network_where_that_runs() -> None:
+def test_any_size_changes_nothing_if_the_network_itself_can_run() -> None:
     torch.manual_seed(0)
     image = torch.randn(1, 3, 64, 96)
     network = library().Unet("resnet18", encoder_weights=None, classes=4).eval()
@@ -279,7 +279,7 @@ def test_any_size_is_the_librarys_own_network_where_that_runs() -> None:
         assert torch.equal(ours(padded[:, :, :65, :97]), ours(padded)[:, :, :65, :97])
 
 
-def test_it_is_the_sum_of_its_parts() -> None:
+def test_scores_are_the_fusion_of_both_bodies() -> None:
     torch.manual_seed(0)
     model = wae_segmenter(ENet(3)).eval()
     image = torch.rand(1, 3, 34, 31)
@@ -287,17 +287,17 @@ def test_it_is_the_sum_of_its_parts() -> None:
     coarse, features = model.low_network(model.low_norm(low)), model.high_body(model.high_norm(high))
     fusion = model.fusion
     x = fusion.low(coarse, output_size=[34, 31]) + fusion.high(features, output_size=[34, 31])
-    wanted = fusion.conv2(fusion.conv1(x.relu()).relu())
-    torch.testing.assert_close(model(image), wanted)
+    expected = fusion.conv2(fusion.conv1(x.relu()).relu())
+    torch.testing.assert_close(model(image), expected)
 
 
-def test_bytes_are_images_too() -> None:
+def test_uint8_and_float_images_give_the_same_scores() -> None:
     model = wae_segmenter(ENet(3), image_scale=[1 / 64] * 3, image_shift=[-2.0] * 3).eval()
     image = torch.randint(256, (1, 3, 32, 48), dtype=torch.uint8)
     torch.testing.assert_close(model(image), model(image.float()))
 
 
-def test_the_image_comes_back_with_a_decoder() -> None:
+def test_reconstruct_needs_a_decoder() -> None:
     without = wae_segmenter(ENet(3))
     low, high = without.decompose(torch.rand(1, 3, 33, 48))
     with pytest.raises(RuntimeError, match="no decoder"):
@@ -314,13 +314,13 @@ def test_the_image_comes_back_with_a_decoder() -> None:
     ],
     ids=["half as large", "one score an image"],
 )
-def test_a_network_of_another_kind_is_refused(network: nn.Module, got: str) -> None:
+def test_networks_that_do_not_score_each_pixel_are_refused(network: nn.Module, got: str) -> None:
     with pytest.raises(SegmenterError, match=rf"must score each pixel of 64 x 64 images: .*{got}") as error:
         wae_segmenter(network)
     assert isinstance(error.value, WaeError)
 
 
-def test_the_network_stays_as_it_was() -> None:
+def test_the_network_is_not_changed() -> None:
     network = ENet(3).train()
     network.stage1.eval()  # frozen
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -331,7 +331,7 @@ def test_the_network_stays_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_the_network_keeps_its_dtypes_and_what_is_made_beside_it_has_the_first() -> None:
+def test_the_network_keeps_its_dtypes_and_new_parts_have_the_first() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), ToFloat(), nn.Conv2d(8, 4, 1)).bfloat16()
     network[2].float()
     model = wae_segmenter(network)
@@ -347,14 +347,12 @@ class ToFloat(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "make"), [("encoder", Encoder), ("decoder", Decoder)])
-def test_what_is_not_of_the_networks_dtype_is_refused_and_not_changed(
-    name: str, make: Callable[[], nn.Module]
-) -> None:
+def test_parts_of_another_dtype_are_refused_and_not_changed(name: str, make: Callable[[], nn.Module]) -> None:
     given: Any = {name: make()}
-    wanted = (
+    message = (
         rf"{name} is torch.float32 on cpu, but the network is torch.float64 on cpu: use {name}.to\('cpu', "
     )
-    with pytest.raises(ValueError, match=wanted):
+    with pytest.raises(ValueError, match=message):
         wae_segmenter(ENet(3).double(), **given)
     assert next(given[name].parameters()).dtype == torch.float32
     given[name].double()
@@ -362,7 +360,7 @@ def test_what_is_not_of_the_networks_dtype_is_refused_and_not_changed(
     assert getattr(model, name) is given[name]
 
 
-class Giving(nn.Module):
+class Returning(nn.Module):
     def __init__(self, make: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.make = make
@@ -379,9 +377,9 @@ class Giving(nn.Module):
         (lambda image: {"out": None}, "NoneType"),
     ],
 )
-def test_what_is_no_tensor_of_scores_is_refused(make: Callable[[Tensor], Any], got: str) -> None:
+def test_results_that_are_not_scores_are_refused(make: Callable[[Tensor], Any], got: str) -> None:
     with pytest.raises(SegmenterError, match=f"got {got}$"):
-        pixel_scores(Giving(make), torch.zeros(1, 3, 8, 8))
+        pixel_scores(Returning(make), torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The plain encoder and decoders, against the fused ops' modules with the same weights."""
+"""wae.models.stock: the plain encoder and decoders, compared with the fused ops for the same weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIVEN = [(True, True), (True, False), (False, True), (False, False)]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=str)
 @pytest.mark.parametrize("given", GIVEN, ids=["both", "scale", "shift", "neither"])
-def test_the_encoder_takes_scale_and_shift_as_the_op_does(
+def test_the_encoder_applies_scale_and_shift_like_the_op(
     given: tuple[bool, bool], dtype: torch.dtype
 ) -> None:
     model = StockEncoder()
@@ -32,7 +32,7 @@ def test_the_encoder_takes_scale_and_shift_as_the_op_does(
         assert_close(out, ref, tolerance(torch.float32))
 
 
-def test_the_encoder_gives_the_dtype_and_memory_format_that_are_asked_for() -> None:
+def test_the_encoder_returns_the_requested_dtype_and_memory_format() -> None:
     model, image = StockEncoder(), image_of(2, 9, 12)
     outputs = model(image, dtype=torch.bfloat16, memory_format=torch.channels_last)
     for out, ref in zip(outputs, model(image), strict=True):
@@ -41,34 +41,34 @@ def test_the_encoder_gives_the_dtype_and_memory_format_that_are_asked_for() -> N
 
 
 def test_torch_fx_traces_the_encoder() -> None:
-    """Its parts in PyTorch's operators, with arguments that may be None: a trace cannot branch on them."""
+    """Arguments may be None, but a trace cannot branch on them."""
     model, image = StockEncoder(), image_of(2, 9, 12)
     traced = fx.symbolic_trace(model, {"image_scale": None, "image_shift": None})
-    for asked in ((), (None, None, torch.bfloat16, torch.channels_last)):
-        for out, ref in zip(traced(image, *asked), model(image, *asked), strict=True):
+    for arguments in ((), (None, None, torch.bfloat16, torch.channels_last)):
+        for out, ref in zip(traced(image, *arguments), model(image, *arguments), strict=True):
             assert torch.equal(out, ref)
             assert (out.dtype, out.stride()) == (ref.dtype, ref.stride())
 
 
-def test_the_decoder_is_the_ops() -> None:
+def test_the_decoder_matches_the_op() -> None:
     model, fused = StockDecoder(), wae_nn.Decoder()
     fused.load_state_dict(model.state_dict())
     low, high = image_of(2, 6, 5), image_of(2, 6, 5)
     assert_close(model(low, high, (11, 10)), fused(low, high, (11, 10)).double(), 1e-4)
 
 
-def test_the_score_decoder_is_the_ops() -> None:
+def test_the_score_decoder_matches_the_op() -> None:
     model, fused = StockScoreDecoder(5, 7), wae_nn.ScoreDecoder(5, 7)
     fused.load_state_dict(model.state_dict())
     low, high = image_of(2, 6, 5, channels=5), image_of(2, 6, 5, channels=7)
     assert_close(model(low, high, (11, 10)), fused(low, high, (11, 10)).double(), 1e-4)
 
 
-def test_a_portable_network_computes_the_same_without_our_ops() -> None:
+def test_a_portable_network_gives_the_same_scores_without_our_ops() -> None:
     network = nn.ModuleDict({"encoder": wae_nn.Encoder(), "end": wae_nn.ScoreDecoder(3, 3)})
     encoder, end = network["encoder"], network["end"]
     image = image_of(1, 13, 18)
-    # Calls in place of the op must not be lost, nor those around it.
+    # Hooks must be kept: on the op's module, and on layers, which are then called in place of the op.
     for changed in (), (end,), (encoder.conv2, end.conv1):
         for part in changed:
             part.register_forward_hook(lambda part, args, output: 2 * output)
@@ -82,7 +82,7 @@ def test_a_portable_network_computes_the_same_without_our_ops() -> None:
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["both", "scale", "shift", "neither"])
-def test_haar_takes_scale_and_shift_alone(given: tuple[bool, bool]) -> None:
+def test_haar_takes_scale_or_shift_alone(given: tuple[bool, bool]) -> None:
     model, image, pair = Haar(), image_of(1, 4, 6), affine()
     scale, shift = (t if is_given else None for t, is_given in zip(pair, given, strict=True))
     factor, offset = scale if given[0] else torch.ones(3), shift if given[1] else torch.zeros(3)
