@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from printed_tables import markdown_row
+from programs import run_program
 
 from benches import accuracy, limits, report, result_files, tables
 from benches.classifiers import RUNNERS, cells, forms, make, wanted
@@ -420,10 +421,7 @@ layer, image = torch.nn.Conv2d(16, 32, 3), torch.randn(1, 16, 20, 20)
 got = ENGINES["onnxruntime"].build(layer.eval(), [image])(image)
 torch.testing.assert_close(got, layer(image).detach(), rtol=1e-4, atol=1e-4)
 """
-    environment = {**os.environ, "WAE_BENCH_ONNXRUNTIME": "avx2"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_program(code, WAE_BENCH_ONNXRUNTIME="avx2")
 
 
 def test_accuracies_have_re_estimated_statistics_if_all_results_do(tmp_path: Path) -> None:

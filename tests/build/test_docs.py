@@ -13,11 +13,11 @@ import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from programs import run_program
 
 from benches import report
 from benches.accuracy import table as accuracies_table
@@ -87,9 +87,7 @@ def test_every_environment_variable_is_explained() -> None:
 
 
 def test_a_seed_that_is_not_a_number_is_refused() -> None:
-    command = [sys.executable, "-c", "import cases"]
-    environment = {**os.environ, "WAE_TEST_SEED": "today", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run_program("import cases", check=False, WAE_TEST_SEED="today")
     assert "UsageError: WAE_TEST_SEED must be a whole number, got 'today'" in done.stderr
 
 

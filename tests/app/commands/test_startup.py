@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import run_program
 
 import wae
 from wae import cli
@@ -31,8 +30,7 @@ json.dump(sorted(sys.modules), open(report, "w"))
 def imported_by(tmp_path: Path, *commands: list[str]) -> set[str]:
     """The modules that a new process has imported after these commands."""
     report = tmp_path / "modules.json"
-    program = [sys.executable, "-c", WATCHED, str(report), json.dumps(commands)]
-    subprocess.run(program, check=True, stdout=subprocess.DEVNULL)
+    run_program(WATCHED, str(report), json.dumps(commands))
     return set(json.loads(report.read_text()))
 
 
@@ -50,15 +48,8 @@ def test_dir_lists_names_that_are_imported_at_their_first_use() -> None:
 @pytest.mark.slow  # a process that imports torch
 def test_predict_imports_only_what_it_uses(tmp_path: Path) -> None:
     """With the included checkpoint. The modules listed are slow to import."""
-    alone = subprocess.run(
-        [sys.executable, "-c", "import json, sys, torch; print(json.dumps(sorted(sys.modules)))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    own = imported_by(tmp_path, ["predict", str(photos.photo_path("chelsea"))]) - set(
-        json.loads(alone.stdout)
-    )
+    alone = json.loads(run_program("import json, sys, torch; print(json.dumps(sorted(sys.modules)))").stdout)
+    own = imported_by(tmp_path, ["predict", str(photos.photo_path("chelsea"))]) - set(alone)
     assert "wae.inference.predict" in own
     unneeded = (
         "torchvision",

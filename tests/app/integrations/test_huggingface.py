@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from PIL import Image
+from programs import run_program
 
 import wae
 from wae.cli import main
@@ -43,8 +41,8 @@ def test_saving_and_loading_preserves_the_classifier(folder: Path) -> None:
     assert not again.training
 
 
-def test_it_is_deployed_as_the_network_in_it(tmp_path: Path) -> None:
-    """In the wrapper nobody would find the encoder, and ONNX does not know its op."""
+def test_the_classifier_is_deployed_without_its_wrapper(tmp_path: Path) -> None:
+    """Inside the wrapper the encoder would not be found, and ONNX does not know its op."""
     hub = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
     deployed = wae.deploy(hub, (28, 28), batch=2, engine="onnxruntime")
     assert torch.allclose(deployed(IMAGE), hub(IMAGE), atol=1e-4)
@@ -143,11 +141,7 @@ def test_only_the_cache_is_used_offline(folder: Path, tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     for name in ("model.safetensors", "config.json"):
         (snapshot / name).write_bytes((folder / name).read_bytes())
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_program(OFFLINE, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.stdout.startswith("refused")
 
 
