@@ -1,4 +1,4 @@
-"""The importer of the published Caffe net: what it reads, computes, and refuses."""
+"""wae.storage.caffe: the importer of the published Caffe net, its scores, and what it refuses."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ VGG16 = [(64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3]
 
 
 def thin_vgg16(classes=5):
-    """All layers of WAE-VGG16, few channels."""
+    """WAE-VGG16 with all layers but few channels."""
     features, both = 32 * 16, 40 * 16
     return WAEClassifier(
         Encoder(4),
@@ -52,7 +52,7 @@ def one_block(classes=3):
 
 
 def shapes_of(low, high, features, hidden, classes, trunk):
-    """The shapes of a net's blobs, by Caffe's names; by hand, not asked of a model."""
+    """The shapes of a net's blobs by Caffe's names, derived independently of our models."""
     shapes, channels = {}, 3
 
     def add(name, *shape):
@@ -97,13 +97,13 @@ def random_blobs(shapes, dtype=np.float32):
 
 
 def scores_in_caffe(blobs, image):
-    """The scores of a uint8 RGB image, by Caffe's rules, straight from the blobs. In float64."""
+    """The float64 scores of a uint8 RGB image, computed from the blobs by Caffe's rules."""
     weights = {name: [torch.from_numpy(b).double() for b in values] for name, values in blobs.items()}
 
     def convolution(name, x, stride=1):
         return F.conv2d(x, *weights[name], stride=stride, padding=1)
 
-    def pool(x):  # windows that reach over the edge are cut, and an odd size is rounded up
+    def pool(x):  # rounds odd sizes up; windows at the edge are smaller
         return F.max_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), value=-torch.inf), 2)
 
     def classifier(end, x):
@@ -131,7 +131,7 @@ def scores_in_caffe(blobs, image):
 
 
 class Files:
-    """The two files in a folder."""
+    """A prototxt and a caffemodel in ``folder``."""
 
     def __init__(self, folder, blobs, **options):
         self.folder, self.blobs = folder, blobs
@@ -140,7 +140,7 @@ class Files:
         self.caffemodel.write_bytes(caffemodel(blobs, **options))
 
     def edit(self, old, new, count=1):
-        """Change the prototxt."""
+        """Replace text in the prototxt."""
         text = self.prototxt.read_text()
         assert old in text
         self.prototxt.write_text(text.replace(old, new, count))
@@ -158,7 +158,7 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(224, 224), (193, 255)], ids=str)
-def test_scores_are_caffe_s(tmp_path, size):
+def test_scores_match_caffe(tmp_path, size):
     files, model = Files(tmp_path, random_blobs(THIN)), thin_vgg16()
     files.load(model)
     image = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
@@ -173,7 +173,7 @@ def test_scores_are_caffe_s(tmp_path, size):
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("legacy", [False, True], ids=["BlobShape", "4-d"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_form_of_file(tmp_path, old, packed, legacy, dtype):
+def test_every_file_format_is_read(tmp_path, old, packed, legacy, dtype):
     blobs = random_blobs(ONE_BLOCK, dtype)
     files, model = Files(tmp_path, blobs, old=old, packed=packed, legacy=legacy), one_block()
     files.load(model)
@@ -210,7 +210,7 @@ def test_scale_factor_of_the_normalisation(tmp_path, factor):
     assert torch.equal(model.low_norm.running_mean == 0, torch.full((3,), factor == 0))
 
 
-def test_the_input_is_the_image_itself(files):
+def test_image_scale_and_shift_are_reset(files):
     model = one_block()
     model.image_scale.fill_(7)
     files.load(model)
@@ -218,7 +218,7 @@ def test_the_input_is_the_image_itself(files):
     assert model.image_shift.tolist() == [0, 0, 0]
 
 
-def test_a_model_that_holds_nothing_yet_can_be_loaded(files):
+def test_a_model_on_the_meta_device_can_be_loaded(files):
     with torch.device("meta"):
         model = one_block()
     files.load(model)
@@ -229,8 +229,8 @@ def test_a_model_that_holds_nothing_yet_can_be_loaded(files):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_published_sizes(tmp_path):
-    """WAE-VGG16 itself: 213 MB of zeros, which take no room on the disk."""
+def test_a_file_of_the_published_size_is_read(tmp_path):
+    """WAE-VGG16 itself: 213 MB of zeros, which take no disk space."""
     zeros = {n: [np.broadcast_to(np.float32(0), shape) for shape in s] for n, s in PUBLISHED.items()}
     path, text = tmp_path / "net.caffemodel", tmp_path / "net.prototxt"
     text.write_text(prototxt(zeros))
@@ -246,7 +246,7 @@ def test_the_published_sizes(tmp_path):
 
 
 def write_sparse(file, name, shapes):
-    """A layer whose numbers are holes in the file."""
+    """Write a layer whose values are holes in the file."""
     heads = []
     for shape in shapes:
         size = 4 * int(np.prod(shape))
@@ -261,17 +261,17 @@ def write_sparse(file, name, shapes):
         file.seek(size, os.SEEK_CUR)
 
 
-# ------------------------------------------------------------------------------------------ from file to file
+# ------------------------------------------------------------------------------------------ the command
 
 
 @pytest.fixture
 def thin_networks(monkeypatch):
-    """WAE-VGG16 is thin, for the commands that make it themselves."""
+    """The command builds the thin WAE-VGG16."""
     monkeypatch.setattr(caffe, "wae_vgg16", thin_vgg16)
     monkeypatch.setitem(checkpoint._NETWORKS, "wae_vgg16", thin_vgg16)
 
 
-def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_networks, capsys):
+def test_the_command_writes_a_checkpoint_with_network_and_origin(tmp_path, thin_networks, capsys):
     files, out = Files(tmp_path, random_blobs(THIN)), tmp_path / "out.safetensors"
     with open(files.caffemodel, "ab") as file:
         file.write(delimited(100, layer("recon_conv1", [np.ones((2, 2, 3, 3), np.float32)])))
@@ -292,6 +292,10 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
     assert recipe["origin"]["unused"] == "recon_conv1"
     assert recipe["origin"]["input"].startswith("red, green, blue")
 
+
+def test_the_command_replaces_a_file_only_with_force_and_never_on_failure(tmp_path, thin_networks, capsys):
+    files, out = Files(tmp_path, random_blobs(THIN)), tmp_path / "out.safetensors"
+    assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out) == 0
     before = out.read_bytes()
     assert run("import-caffe", files.prototxt, files.caffemodel, "-o", out) == 1
     assert "--force" in capsys.readouterr().err
@@ -370,7 +374,7 @@ def test_the_command_writes_a_checkpoint_that_knows_its_network(tmp_path, thin_n
         ("{", "{ {", r"line \d+: .*: Expected identifier"),
     ],
 )
-def test_a_net_that_is_not_wae_vgg16(files, old, new, message):
+def test_a_net_that_is_not_wae_vgg16_is_refused(files, old, new, message):
     files.edit(old, new)
     model = one_block()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -379,7 +383,7 @@ def test_a_net_that_is_not_wae_vgg16(files, old, new, message):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_high_before_low_is_another_network(files):
+def test_high_before_low_is_refused(files):
     files.edit('bottom: "low_2"\n  bottom: "pool1_CH"', 'bottom: "pool1_CH"\n  bottom: "low_2"')
     with pytest.raises(CaffeError, match="fc6_fusion must take concat"):
         files.load(one_block())
@@ -408,13 +412,13 @@ def test_high_before_low_is_another_network(files):
         ('"somewhere/lmdb"', '"C:\\\\data"'),
     ],
 )
-def test_other_ways_to_say_the_same(files, old, new):
+def test_equivalent_prototxts_are_accepted(files, old, new):
     files.edit(old, new)
     files.load(one_block())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "gbk", "utf-16"])
-def test_a_prototxt_in_another_encoding(files, encoding):
+def test_prototxts_in_other_encodings_are_read(files, encoding):
     files.edit("somewhere/lmdb", "数据/lmdb")
     files.prototxt.write_bytes(("# 网络\n" + files.prototxt.read_text()).encode(encoding))
     files.load(one_block())
@@ -432,8 +436,8 @@ def test_a_prototxt_in_another_encoding(files, encoding):
         "include { max_level: -1 }",
     ],
 )
-def test_layers_that_are_not_of_the_test_are_not_looked_at(files, rule):
-    """Which is of phase TEST, level 0 and no stage."""
+def test_layers_outside_the_test_net_are_ignored(files, rule):
+    """The test net has phase TEST, level 0 and no stage."""
     text = files.prototxt.read_text()
     extra = f"""layer {{ name: "bn_CA" type: "BatchNorm" bottom: "decom_conv_CA" top: "x"
         {rule} batch_norm_param {{ use_global_stats: false }} }}"""
@@ -444,12 +448,12 @@ def test_layers_that_are_not_of_the_test_are_not_looked_at(files, rule):
 
 
 def with_blobs(**changed):
-    """The net's blobs, some of them changed; None: left out."""
+    """The blobs of the net with these changes; None leaves a blob out."""
     blobs = random_blobs(ONE_BLOCK) | changed
     return {name: values for name, values in blobs.items() if values is not None}
 
 
-def numbers(*shapes, value=1.0):
+def filled(*shapes, value=1.0):
     return [np.full(shape, value, np.float32) for shape in shapes]
 
 
@@ -457,42 +461,42 @@ def numbers(*shapes, value=1.0):
     ("changed", "message"),
     [
         ({"fc7_CA": None}, r"missing here: fc7_CA$"),
-        ({"fc7_CA": None, "fc7_XY": numbers((2, 2))}, r"missing here: fc7_CA; .*not part of it: fc7_XY$"),
-        ({"conv1_1_CA": numbers((2, 4, 3, 3), 2)}, r"conv1_1_CA: .* \(2, 3, 3, 3\), got \(2, 4, 3, 3\)"),
-        ({"fc6_CA": numbers((3, 9), (3,))}, r"fc6_CA: weight must have the shape \(3, 8\), got \(3, 9\)"),
-        ({"fc6_CA": numbers((3, 8), (1,))}, r"fc6_CA: bias must have the shape \(3,\), got \(1,\)"),
-        ({"fc6_CA": numbers((3, 8))}, r"fc6_CA must have weight, bias, got 1 blob$"),
-        ({"bn_CA": numbers(3, 3)}, r"bn_CA must have mean, variance, scale factor, got 2 blobs"),
-        ({"bn_CA": numbers(3, 3, 3)}, r"bn_CA: scale factor must have the shape \(1,\), got \(3,\)"),
-        ({"bn_CA": numbers(3, 3, 1, value=-1.0)[:2] + numbers(1)}, r"bn_CA: .*variance is below 0"),
-        ({"bn_CA": numbers(3, 3) + numbers(1, value=1e-45)}, r"bn_CA: .*not finite"),
-        ({"bn_CA": numbers(3, value=3e38) + numbers(3) + numbers(1, value=0.5)}, r"bn_CA: .*not finite"),
-        ({"fc8_CA": numbers((3, 3), 3, value=np.nan)}, r"fc8_CA: weight has numbers that are not finite"),
+        ({"fc7_CA": None, "fc7_XY": filled((2, 2))}, r"missing here: fc7_CA; .*not part of it: fc7_XY$"),
+        ({"conv1_1_CA": filled((2, 4, 3, 3), 2)}, r"conv1_1_CA: .* \(2, 3, 3, 3\), got \(2, 4, 3, 3\)"),
+        ({"fc6_CA": filled((3, 9), (3,))}, r"fc6_CA: weight must have the shape \(3, 8\), got \(3, 9\)"),
+        ({"fc6_CA": filled((3, 8), (1,))}, r"fc6_CA: bias must have the shape \(3,\), got \(1,\)"),
+        ({"fc6_CA": filled((3, 8))}, r"fc6_CA must have weight, bias, got 1 blob$"),
+        ({"bn_CA": filled(3, 3)}, r"bn_CA must have mean, variance, scale factor, got 2 blobs"),
+        ({"bn_CA": filled(3, 3, 3)}, r"bn_CA: scale factor must have the shape \(1,\), got \(3,\)"),
+        ({"bn_CA": filled(3, 3, 1, value=-1.0)[:2] + filled(1)}, r"bn_CA: .*variance is below 0"),
+        ({"bn_CA": filled(3, 3) + filled(1, value=1e-45)}, r"bn_CA: .*not finite"),
+        ({"bn_CA": filled(3, value=3e38) + filled(3) + filled(1, value=0.5)}, r"bn_CA: .*not finite"),
+        ({"fc8_CA": filled((3, 3), 3, value=np.nan)}, r"fc8_CA: weight has numbers that are not finite"),
         ({"fc8_CA": [np.full((3, 3), 1e300), np.ones(3)]}, r"fc8_CA: weight has numbers that are not finite"),
-        ({"decom_conv2": numbers((4, 4), 4)}, r"decom_conv2 must be of type convolution, got innerproduct"),
-        ({"decom_conv2": numbers((4, 4, 5, 5), 4)}, r"kernel_size must be \(3, 3\), got \(5, 5\)"),
+        ({"decom_conv2": filled((4, 4), 4)}, r"decom_conv2 must be of type convolution, got innerproduct"),
+        ({"decom_conv2": filled((4, 4, 5, 5), 4)}, r"kernel_size must be \(3, 3\), got \(5, 5\)"),
     ],
 )  # fmt: skip
-def test_weights_that_do_not_fit(files, changed, message):
+def test_weights_that_do_not_fit_are_refused(files, changed, message):
     files.caffemodel.write_bytes(caffemodel(with_blobs(**changed)))
     with pytest.raises(CaffeError, match=f"net.caffemodel: .*{message}"):
         files.load(one_block())
 
 
 @pytest.mark.parametrize("count", [23, 25])
-def test_another_number_of_numbers_than_the_shape_says(files, count):
+def test_a_blob_must_have_as_many_values_as_its_shape(files, count):
     values = np.ones((3, 8), np.float32)
     others = np.ones(count, np.float32)
-    lying = blob(values).replace(varint(96) + values.tobytes(), varint(4 * count) + others.tobytes())
-    fields = delimited(1, b"fc6_CA") + delimited(7, lying) + delimited(7, blob(np.ones(3, np.float32)))
+    inconsistent = blob(values).replace(varint(96) + values.tobytes(), varint(4 * count) + others.tobytes())
+    fields = delimited(1, b"fc6_CA") + delimited(7, inconsistent) + delimited(7, blob(np.ones(3, np.float32)))
     files.caffemodel.write_bytes(caffemodel(with_blobs(fc6_CA=None)) + delimited(100, fields))
     with pytest.raises(CaffeError, match=f"fc6_CA: weight needs 24 numbers, got {count}"):
         files.load(one_block())
 
 
-def test_what_a_caffemodel_says_of_its_training_must_agree(files):
-    """It need not say more than the type."""
-    others, weights = caffemodel(with_blobs(fc7_CA=None)), numbers((3, 3), 3)
+def test_layer_options_in_a_caffemodel_must_agree(files):
+    """Only the type is required."""
+    others, weights = caffemodel(with_blobs(fc7_CA=None)), filled((3, 3), 3)
     named = delimited(1, b"fc7_CA") + delimited(2, b"InnerProduct")
     bare = named + b"".join(delimited(7, blob(values)) for values in weights)
     files.caffemodel.write_bytes(others + delimited(100, bare))
@@ -503,14 +507,14 @@ def test_what_a_caffemodel_says_of_its_training_must_agree(files):
         files.load(one_block())
 
 
-def test_two_layers_of_one_name(files):
+def test_two_layers_of_the_same_name_are_refused(files):
     with open(files.caffemodel, "ab") as file:
-        file.write(delimited(100, layer("fc6_CA", numbers((3, 8), 3))))
+        file.write(delimited(100, layer("fc6_CA", filled((3, 8), 3))))
     with pytest.raises(CaffeError, match="there are two layers fc6_CA with weights"):
         files.load(one_block())
 
 
-def test_a_shape_alone_allocates_nothing(files):
+def test_a_huge_shape_allocates_nothing(files):
     huge = delimited(7, delimited(1, varint(2**40) * 4)) + integer(9, 1)
     fields = delimited(1, b"fc6_CA") + delimited(7, huge) + delimited(7, huge)
     files.caffemodel.write_bytes(caffemodel(with_blobs(fc6_CA=None)) + delimited(100, fields))
@@ -519,7 +523,7 @@ def test_a_shape_alone_allocates_nothing(files):
 
 
 @pytest.mark.parametrize("classes", ["0", "-3", "99999999999999999999", "2147483647"])
-def test_a_number_of_classes_alone_allocates_nothing(tmp_path, classes):
+def test_invalid_numbers_of_classes_are_refused_without_allocation(tmp_path, classes):
     files = Files(tmp_path, random_blobs(ONE_BLOCK))
     text = files.prototxt.read_text()
     files.prototxt.write_text(text.replace("num_output: 3\n", f"num_output: {classes}\n"))
@@ -529,7 +533,7 @@ def test_a_number_of_classes_alone_allocates_nothing(tmp_path, classes):
 
 @pytest.mark.parametrize("which", ["prototxt", "caffemodel"])
 @pytest.mark.parametrize("kind", ["missing", "empty", "folder", "noise", "pipe"])
-def test_files_that_are_none(files, which, kind):
+def test_unreadable_files_are_refused(files, which, kind):
     path = getattr(files, which)
     path.unlink()
     if kind == "empty":
@@ -556,25 +560,25 @@ def test_files_that_are_none(files, which, kind):
         (b"\x1f\x8b\x08\0", "this is a gzip archive"),
     ],
 )
-def test_files_of_another_kind_are_named(files, which, start, message):
+def test_other_file_types_are_named(files, which, start, message):
     getattr(files, which).write_bytes(start)
     with pytest.raises(CaffeError, match=f"net.{which}: {message}"):
         files.load(one_block())
 
 
-def test_the_two_files_swapped(files):
+def test_swapped_files_are_refused(files):
     with pytest.raises(CaffeError):
         caffe.load(files.caffemodel, files.prototxt, one_block())
 
 
-def test_a_prototxt_of_gigabytes(files):
+def test_a_huge_prototxt_is_refused(files):
     os.truncate(files.prototxt, 1 << 33)
     with pytest.raises(CaffeError, match="this file has 8589934592 bytes"):
         files.load(one_block())
 
 
-def test_a_net_that_grows_when_written_out(files):
-    """Each layer doubles what the one before it was made of."""
+def test_a_net_that_grows_exponentially_when_expanded_is_read(files):
+    """Each layer takes the one before it twice."""
     layers = [
         f'layer {{ name: "c{i}" type: "Concat" bottom: "c{i}" bottom: "c{i}" top: "c{i + 1}" }}'
         for i in range(3000)
@@ -584,15 +588,15 @@ def test_a_net_that_grows_when_written_out(files):
     files.load(one_block())
 
 
-def test_eight_names_are_listed_whole(files):
-    names = {f"x{i}": numbers((2, 2)) for i in range(8)}
+def test_up_to_eight_names_are_listed(files):
+    names = {f"x{i}": filled((2, 2)) for i in range(8)}
     files.caffemodel.write_bytes(caffemodel(with_blobs(fc7_CA=None, **names)))
     with pytest.raises(CaffeError, match=r"x0, x1, x2, x3, x4, x5, x6, x7$"):
         files.load(one_block())
 
 
-def test_names_of_any_kind_are_cut_in_errors(files):
-    names = {f"{'x' * 500}\x1b[2J{i}": numbers((2, 2)) for i in range(100)}
+def test_long_names_are_shortened_and_escaped_in_errors(files):
+    names = {f"{'x' * 500}\x1b[2J{i}": filled((2, 2)) for i in range(100)}
     files.caffemodel.write_bytes(caffemodel(with_blobs(fc7_CA=None, **names)))
     with pytest.raises(CaffeError, match="and 92 more") as caught:
         files.load(one_block())
@@ -632,7 +636,7 @@ def damaged(data, edits):
 @given(
     edits=EDITS, which=st.sampled_from(["prototxt", "caffemodel"]), old=st.booleans(), packed=st.booleans()
 )
-def test_damaged_files_end_in_one_error(tmp_path, edits, which, old, packed):
+def test_damaged_files_load_or_raise_one_error(tmp_path, edits, which, old, packed):
     files = Files(tmp_path, random_blobs(ONE_BLOCK), old=old, packed=packed)
     path = getattr(files, which)
     path.write_bytes(damaged(path.read_bytes(), edits))
@@ -653,8 +657,8 @@ def test_damaged_files_end_in_one_error(tmp_path, edits, which, old, packed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_prefix_of_a_file(files, seed):
-    """Cut anywhere, the caffemodel is refused; but between two layers, for the layers that are missing."""
+def test_truncated_caffemodels_are_refused(files, seed):
+    """If it ends between two layers, layers are missing."""
     data = files.caffemodel.read_bytes()
     for size in np.random.default_rng(seed).integers(1, len(data), 40):
         files.caffemodel.write_bytes(data[:size])

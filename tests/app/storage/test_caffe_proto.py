@@ -1,4 +1,4 @@
-"""Caffe's messages: the ways in which they are written, and bytes that nobody should have written."""
+"""wae.storage.caffe_proto: Caffe's messages as text and in binary form, and malformed ones."""
 
 import contextlib
 import subprocess
@@ -20,7 +20,7 @@ def only_layer(text, **encoding):
     return read_text(text.encode(**encoding)).layer[0]
 
 
-def test_text_in_all_its_forms():
+def test_every_form_of_text_is_read():
     read = only_layer(
         """# a comment
         layer { name: "a" 'b'   # joined
@@ -46,7 +46,7 @@ def test_an_enum_is_a_word_or_a_number(number):
         assert word(read.pooling_param, "pool") == words[1][number]
 
 
-def test_older_layers_have_a_word_as_their_type():
+def test_older_layers_have_an_enum_as_their_type():
     read = read_text(b'layers { name: "a" type: INNER_PRODUCT } layers { type: 4 } layers { }').layers
     assert [word(layer, "type") for layer in read] == ["INNER_PRODUCT", "CONVOLUTION", "NONE"]
 
@@ -56,12 +56,12 @@ def test_older_layers_have_a_word_as_their_type():
     {4: "CONVOLUTION", 14: "INNER_PRODUCT", 17: "POOLING", 18: "RELU", 3: "CONCAT", 25: "ELTWISE",
      22: "SPLIT", 6: "DROPOUT", 5: "DATA", 12: "IMAGE_DATA", 24: "WINDOW_DATA"}.items(),
 )  # fmt: skip
-def test_older_types_by_their_numbers(number, name):
-    """Of the layers that the importer knows."""
+def test_older_types_have_caffe_s_numbers(number, name):
+    """They are those of the layers that the importer knows."""
     assert word(read_text(b"layers { type: %d }" % number).layers[0], "type") == name
 
 
-def test_what_is_left_out_is_as_caffe_has_it():
+def test_defaults_are_those_of_caffe():
     read = only_layer("layer { }")
     convolution, product = read.convolution_param, read.inner_product_param
     assert (convolution.bias_term, convolution.group, convolution.axis) == (True, 1, 1)
@@ -73,7 +73,7 @@ def test_what_is_left_out_is_as_caffe_has_it():
     assert (read.transform_param.scale, read.relu_param.negative_slope) == (1, 0)
 
 
-def test_fields_that_are_not_known_are_skipped():
+def test_unknown_fields_are_skipped():
     read = only_layer(
         'layer { param { lr_mult: +2 decay_mult: -1 } name: "a" blobs_lr: [1, 2] phase: TEST '
         'python_param { module: "x\\"y" inner < a: b > } loss_weight: 1e-3 include { not_stage: "s" } }'
@@ -81,30 +81,30 @@ def test_fields_that_are_not_known_are_skipped():
     assert read.name == b"a"
 
 
-def test_a_text_that_is_also_gbk_is_utf_8():
+def test_text_that_is_valid_utf_8_and_gbk_is_read_as_utf_8():
     text = 'layer { name: "数据" }'.encode()
     assert text.decode("gbk")
     assert read_text(text).layer[0].name.decode() == "数据"
 
 
-def test_utf_16_in_the_other_order():
+def test_big_endian_utf_16_is_read():
     read = read_text(b"\xfe\xff" + 'layer { name: "数" }'.encode("utf-16-be"))
     assert read.layer[0].name.decode() == "数"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gbk"])
-def test_encodings(encoding):
+def test_encodings_are_detected(encoding):
     text = '# 训练\nlayer { name: "a" data_param { source: "数据\\\\" } top: "数" }'
     read = only_layer(text, encoding=encoding)
     assert (read.name, read.top[0].decode()) == (b"a", "数")
 
 
 @pytest.mark.parametrize("comment", ["训练".encode("gbk"), b"caf\xe9 \xff"], ids=["gbk", "latin-1"])
-def test_a_byte_order_mark_before_another_encoding(comment):
+def test_a_utf_8_byte_order_mark_before_another_encoding_is_skipped(comment):
     assert read_text(b"\xef\xbb\xbf# " + comment + b'\nlayer { name: "a" }').layer[0].name == b"a"
 
 
-def test_bytes_that_are_no_text_in_any_encoding_are_latin_1():
+def test_bytes_in_no_other_encoding_are_read_as_latin_1():
     read = read_text(b'# caf\xe9 \xff\nlayer { name: "a" data_param { source: "C:/caf\xe9" } }').layer[0]
     assert read.name == b"a"
 
@@ -129,7 +129,7 @@ def test_bytes_that_are_no_text_in_any_encoding_are_latin_1():
         (f"layer {{ x: {'1.5.2' * 100} }}", "Invalid field value"),
     ],
 )
-def test_malformed_text(text, message):
+def test_malformed_text_is_refused(text, message):
     with pytest.raises(ProtoError, match=message) as caught:
         read_text(text.encode())
     assert len(str(caught.value)) <= 200
@@ -137,7 +137,7 @@ def test_malformed_text(text, message):
 
 @settings(max_examples=200)
 @given(st.text(alphabet="layernm01.:-+{}<>[],;#\"'\\\n \0é", max_size=80))
-def test_any_text(text):
+def test_arbitrary_text_is_read_or_refused(text):
     with contextlib.suppress(ProtoError):
         read_text(text.encode())
 
@@ -152,7 +152,7 @@ def net(*fields):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("count", [1, 5000])
-def test_blobs(packed, dtype, count):
+def test_blobs_are_read(packed, dtype, count):
     values = np.random.default_rng(0).normal(size=count).astype(dtype)
     data = net(delimited(1, b"a") + delimited(7, blob(values, packed)) + delimited(7, blob(values[:1])))
     (read,) = read_layers(data)
@@ -163,7 +163,7 @@ def test_blobs(packed, dtype, count):
     assert (read_shape(first.shape), read_shape(second.shape)) == ((count,), (1,))
 
 
-def test_both_forms_of_layer_and_what_is_not_known():
+def test_both_forms_of_layers_are_read_and_unknown_fields_skipped():
     weights = [np.ones((2, 3), np.float32)]
     others = integer(9, 1) + delimited(9, b"\xff" * 50) + floats(9, np.ones(3), False) + floating(9, 1)
     data = (
@@ -196,8 +196,8 @@ _INNER_PRODUCT = {"num_output": 1, "bias_term": 2, "axis": 5, "transpose": 6}
         (2, "inner_product_param", 17, _INNER_PRODUCT),
     ],
 )
-def test_options_by_the_numbers_of_caffe_s_own_description(form, name, number, fields):
-    """A caffemodel's options are compared with the prototxt's; one of another number would be skipped."""
+def test_options_have_caffe_s_field_numbers(form, name, number, fields):
+    """An option with another number would be skipped, and not compared with the prototxt's."""
     options = b"".join(integer(field, 1) for field in fields.values())
     (read,) = read_layers(delimited(form, delimited(number, options)))
     found = getattr(read.parameters, name).ListFields()
@@ -227,25 +227,25 @@ def test_options_by_the_numbers_of_caffe_s_own_description(form, name, number, f
         (net(delimited(1, b"x" * 70_000)), "byte 5: a layer has more than 65536 bytes without its blobs"),
     ],
 )
-def test_malformed_bytes(data, message):
+def test_malformed_bytes_are_refused(data, message):
     with pytest.raises(ProtoError, match=message):
         list(read_layers(data))
 
 
-def test_a_layer_may_have_its_most_bytes_and_what_is_no_blob_in_a_blob_s_place():
+def test_a_layer_of_the_maximum_size_is_read_and_a_blob_of_another_wire_type_skipped():
     name = b"x" * ((1 << 16) - 6)
     (read,) = read_layers(net(delimited(1, name) + integer(7, 1)))
     assert (read.parameters.name, read.blobs) == (name, [])
 
 
-def test_a_shape_may_have_32_sizes():
+def test_a_shape_may_have_32_dimensions():
     longest = integer(1, -1)  # of eleven bytes
     assert read_shape(longest * 32) == (-1,) * 32
     with pytest.raises(ProtoError, match="a shape has more than 352 bytes"):
         read_shape(longest * 32 + b"\1")
 
 
-def test_malformed_blobs():
+def test_malformed_blobs_are_refused():
     with pytest.raises(ProtoError, match="a blob: this is not a BlobProto"):
         read_blob(memoryview(delimited(5, b"12345")))
     with pytest.raises(ProtoError, match="a shape has more than"):
@@ -257,7 +257,7 @@ def test_malformed_blobs():
     [net(b""), integer(99, 0), net(net(b"")), net(floating(3, 1)), delimited(2, b"")],
     ids=["layers", "unknown", "nested", "wire types that do not fit", "older layers"],
 )
-def test_many_small_fields_end_early(field):
+def test_too_many_fields_are_refused_early(field):
     data = field * (3_000_000 // len(field))
     start = time.process_time()
     with pytest.raises(ProtoError, match="more than 50000 fields"):
@@ -267,7 +267,7 @@ def test_many_small_fields_end_early(field):
 
 @settings(max_examples=200)
 @given(st.binary(max_size=200))
-def test_any_bytes(data):
+def test_arbitrary_bytes_are_read_or_refused(data):
     with contextlib.suppress(ProtoError):
         for read in read_layers(data):
             list(map(read_blob, read.blobs))
@@ -276,9 +276,9 @@ def test_any_bytes(data):
 MEASURED = """
 import resource, sys
 from wae.storage.caffe_proto import ProtoError, read_blob, read_layers
-before, most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 20_000_000
+before, size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 20_000_000
 for head, part in zip(sys.argv[1::2], map(bytes.fromhex, sys.argv[2::2])):
-    data = bytes.fromhex(head) + part * (most // len(part))
+    data = bytes.fromhex(head) + part * (size // len(part))
     try:
         for read in read_layers(data):
             for blob in read.blobs:
@@ -288,14 +288,14 @@ for head, part in zip(sys.argv[1::2], map(bytes.fromhex, sys.argv[2::2])):
     else:
         print("read")
     data = b""
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / most)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / size)
 """
 
 
-def test_memory_is_bounded_by_the_size_of_the_file():
-    """20 MB of what is worst at every level; in another process, for the library's memory is not Python's."""
+def test_memory_is_proportional_to_the_size_of_the_file():
+    """The worst 20 MB at every level. In another process, because protobuf's memory is not Python's."""
 
-    def announced(number, part):  # of a field that holds nothing but `part`, many times
+    def announced(number, part):  # the head of a field that holds only `part`, repeated
         return varint(number << 3 | 2) + varint(20_000_000 // len(part) * len(part))
 
     def in_layer(head, part):
@@ -313,7 +313,7 @@ def test_memory_is_bounded_by_the_size_of_the_file():
     }
     words = [word.hex() for pair in parts.values() for word in pair]
     command = [sys.executable, "-c", MEASURED, *words]
-    *results, times = subprocess.check_output(command, text=True).splitlines()
+    *results, ratio = subprocess.check_output(command, text=True).splitlines()
     assert dict(zip(parts, results, strict=True)) == {
         "layers": "byte 100000: there are more than 50000 fields",
         "layer": "byte 150000: there are more than 50000 fields",
@@ -322,4 +322,4 @@ def test_memory_is_bounded_by_the_size_of_the_file():
         "shape": "read",
         "unpacked": "read",
     }
-    assert float(times) < 6
+    assert float(ratio) < 6

@@ -1,4 +1,4 @@
-"""Checkpoints of classifiers: what is kept, what is told, and every file that is refused."""
+"""wae.storage.checkpoint: what a classifier's checkpoint keeps and describes, and what is refused."""
 
 import contextlib
 import io
@@ -42,7 +42,7 @@ def tiny_network(monkeypatch):
 
 
 def write(path, recipe, model=None):
-    """A file with any recipe, text or object, and the tensors of ``model``."""
+    """Write a file with ``recipe``, text or an object, and the tensors of ``model``; return its path."""
     text = recipe if isinstance(recipe, str) else json.dumps(recipe)
     save_file((model or tiny()).state_dict(), path, {"recipe": text})
     return path
@@ -53,10 +53,10 @@ def recipe_of(path):
         return json.loads(file.metadata()["recipe"])
 
 
-# ------------------------------------------------------------------------------------------- there and back
+# ----------------------------------------------------------------------------------------- saving and loading
 
 
-def test_what_no_file_holds_is_as_it_was_made_and_all_is_in_evaluation_mode(tmp_path, monkeypatch):
+def test_a_loaded_network_has_its_non_persistent_buffers_and_is_in_evaluation_mode(tmp_path, monkeypatch):
     def buffered(classes=3):
         model = tiny(classes).train()
         model.register_buffer("offset", torch.tensor([5.0]), persistent=False)
@@ -69,15 +69,15 @@ def test_what_no_file_holds_is_as_it_was_made_and_all_is_in_evaluation_mode(tmp_
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_path_may_be_a_text(tmp_path):
-    """As for wae.load_deployed; it was an AttributeError."""
+def test_a_path_may_be_a_string(tmp_path):
+    """It used to raise AttributeError."""
     path, model = str(tmp_path / "c"), tiny()
     save_classifier(path, model, "tiny")
     assert describe_classifier(path) == describe(path)
     assert load_classifier(path).state_dict().keys() == model.state_dict().keys()
 
 
-def test_a_network_around_ones_own_is_in_evaluation_mode(tmp_path):
+def test_wae_around_a_custom_network_is_loaded_in_evaluation_mode(tmp_path):
     form = Form(tiny_original.SIDE)
     made = accelerated(tiny_original.build().eval(), form)
     save_classifier(tmp_path / "c", made, "tiny_original:build", form=form)
@@ -85,7 +85,7 @@ def test_a_network_around_ones_own_is_in_evaluation_mode(tmp_path):
     assert not any(module.training for module in loaded.modules())
 
 
-def test_a_network_around_ones_own_has_its_masks_and_is_float32(tmp_path):
+def test_wae_around_a_custom_network_keeps_its_buffers_and_becomes_float32(tmp_path):
     def original():
         network = tiny_original.build().eval()
         network.register_buffer("mask", torch.tensor([True, False]))
@@ -108,7 +108,7 @@ def test_a_network_around_ones_own_has_its_masks_and_is_float32(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", [True, False], ids=["decoder", "no decoder"])
-def test_a_classifier_comes_back(tmp_path, decoder):
+def test_a_saved_classifier_is_loaded_unchanged(tmp_path, decoder):
     path, model, labels, made = tmp_path / "c", tiny(), ["cat", "Tee", "T-shirt/top é"], {"epochs": 3}
     model.decoder = Decoder() if decoder else None
     save_classifier(path, model, "tiny", labels, Input(28, 32, True), made)
@@ -148,37 +148,37 @@ def test_a_classifier_comes_back(tmp_path, decoder):
     ],
     ids=ascii,
 )
-def test_a_label_is_whatever_a_folder_is_called(tmp_path, label):
-    (tmp_path / label).mkdir()  # it is
+def test_a_label_may_be_any_folder_name(tmp_path, label):
+    (tmp_path / label).mkdir()  # the name is valid
     save_classifier(tmp_path / "c", tiny(), "tiny", ["a", label, "c"])
     assert describe(tmp_path / "c").labels == ("a", label, "c")
 
 
 @pytest.mark.parametrize("size", [900, 1024, checkpoint.MAX_SIZE])
-def test_an_input_may_be_as_large_as_training_makes_it(tmp_path, size):
+def test_an_input_may_be_as_large_as_in_training(tmp_path, size):
     made = Input(size, evaluation_resize(size))
     save_classifier(tmp_path / "c", tiny(), "tiny", input=made)
     assert describe(tmp_path / "c").input == made
 
 
-def test_a_recipe_that_could_not_be_read_again_is_not_saved(tmp_path):
+def test_a_recipe_that_is_too_long_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="recipe must have at most 4194304 characters"):
         save_classifier(tmp_path / "c", tiny(), "tiny", made={"epochs": "x" * (1 << 22)})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_that_tells_little_is_taken_as_imagenets(tmp_path):
+def test_a_checkpoint_without_labels_and_input_has_imagenet_s_input(tmp_path):
     path = write(tmp_path / "c", {"architecture": {"network": "tiny", "classes": 3}})
     assert describe(path) == Description("tiny", 3, None, Input(size=224, resize=256, grayscale=False))
     assert isinstance(load_classifier(path), WAEClassifier)
 
 
-def test_the_networks_are_known_by_their_functions_names():
+def test_networks_are_registered_by_the_names_of_their_functions():
     for name, build in checkpoint._NETWORKS.items():
         assert name == build.__name__
 
 
-def test_resnet50_has_the_tensors_that_its_checkpoint_is_compared_with(tmp_path):
+def test_a_resnet50_checkpoint_is_compared_with_the_shapes_of_the_model(tmp_path):
     described = Description("wae_resnet50", 3)
     with torch.device("meta"):
         model = wae_around("resnet50", classes=3)
@@ -186,13 +186,13 @@ def test_resnet50_has_the_tensors_that_its_checkpoint_is_compared_with(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_weights_of_another_dtype_are_computed_with_in_float32(tmp_path, dtype):
+def test_weights_of_other_dtypes_become_float32(tmp_path, dtype):
     recipe = {"architecture": {"network": "tiny", "classes": 3}}
     loaded = load_classifier(write(tmp_path / "c", recipe, tiny().to(dtype)))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
-def test_a_layer_that_is_used_twice_is_kept_by_both_names(tmp_path):
+def test_a_shared_layer_is_saved_under_both_names(tmp_path):
     def network():
         layer = torch.nn.Linear(2, 2)
         return torch.nn.Sequential(layer, torch.nn.ReLU(), layer)
@@ -205,7 +205,7 @@ def test_a_layer_that_is_used_twice_is_kept_by_both_names(tmp_path):
     assert loaded[0] is loaded[2]
 
 
-def test_the_longest_recipe_is_read_again_and_a_longer_one_is_not_written(tmp_path):
+def test_the_longest_recipe_is_read_back_and_a_longer_one_is_not_written(tmp_path):
     model, path = torch.nn.Linear(1, 1), tmp_path / "w"
     around = len(json.dumps({"": ""}, indent=1))
     recipe = {"": "x" * (weights_file.MAX_RECIPE - around)}
@@ -237,7 +237,7 @@ def test_nothing_is_replaced_without_force(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path, arguments, message):
+def test_a_checkpoint_that_could_not_be_loaded_is_not_saved(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         save_classifier(tmp_path / "c", tiny(), **{"network": "tiny", **arguments})
     assert not list(tmp_path.iterdir())
@@ -256,7 +256,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, arguments, message):
     ],
     ids=str,
 )
-def test_an_input_that_makes_no_sense(entries, message, tmp_path):
+def test_invalid_inputs_are_refused(entries, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         Input(**entries)
     recipe = {"architecture": {"network": "tiny", "classes": 3}, "input": entries}
@@ -309,20 +309,20 @@ def architecture(network="tiny", classes=3):
     ],
     ids=lambda value: f"{value!s:.40}",
 )
-def test_recipes_that_are_refused(tmp_path, recipe, message):
+def test_invalid_recipes_are_refused(tmp_path, recipe, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         load_classifier(write(tmp_path / "c", recipe))
     assert len(str(caught.value)) < 400
 
 
 class Runs:
-    """A pickle of it runs code when it is read."""
+    """Its pickle runs code when it is loaded."""
 
     def __reduce__(self):
         return (pytest.fail, ("the pickle was read",))
 
 
-def a_torch_file():
+def torch_file():
     stream = io.BytesIO()
     torch.save(Runs(), stream)
     return stream.getvalue()
@@ -337,7 +337,7 @@ def a_torch_file():
         (b"\xff" * 64, "this is not a checkpoint"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
         (b"<!doctype html>", "it is a web page"),
-        (a_torch_file(), "it is a pickle, which can run code and is never read"),
+        (torch_file(), "it is a pickle, which can run code and is never read"),
         *(
             (pickle.dumps(Runs(), n), "it is a pickle, which can run code and is never read")
             for n in range(2, 6)
@@ -354,7 +354,7 @@ def a_torch_file():
         *(f"pickle {n}" for n in range(2, 6)),
     ],
 )
-def test_files_of_another_kind(tmp_path, content, message):
+def test_other_file_types_are_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "c").write_bytes(content)
     for read in (load_classifier, describe):
@@ -363,8 +363,8 @@ def test_files_of_another_kind(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("use", [describe_classifier, sides, lambda path: open_original(str(path), None, 3)])
-def test_what_is_for_classifiers_refuses_networks_that_score_pixels(tmp_path, use):
-    """They can be loaded, and their scores would be taken for those of images."""
+def test_functions_for_classifiers_refuse_segmentation_networks(tmp_path, use):
+    """They could be loaded, and their scores mistaken for those of an image."""
     path = tmp_path / "enet.safetensors"
     save_classifier(path, registry.build("enet", 3), "enet")
     with pytest.raises(
@@ -373,12 +373,12 @@ def test_what_is_for_classifiers_refuses_networks_that_score_pixels(tmp_path, us
         use(path)
 
 
-def test_a_folder_is_no_checkpoint(tmp_path):
+def test_a_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="this is a folder"):
         load_classifier(tmp_path)
 
 
-def test_tensors_that_are_missing_or_of_another_kind(tmp_path):
+def test_missing_and_unexpected_tensors_are_refused(tmp_path):
     state = tiny().state_dict()
     for name, changed, message in (
         (
@@ -401,20 +401,20 @@ def test_tensors_that_are_missing_or_of_another_kind(tmp_path):
             load_classifier(tmp_path / name)
 
 
-def test_of_many_wrong_tensors_three_are_named(tmp_path):
+def test_at_most_three_wrong_tensors_are_named(tmp_path):
     weights_file.save(tmp_path / "w", torch.nn.Sequential(), {})
-    for layers, said in (
+    for layers, message in (
         (1, "0.weight is missing, 0.bias is missing"),
         (2, r"1.weight is missing \(and 1 more\)"),
     ):
         network = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(layers)))
-        with pytest.raises(CheckpointError, match=f"{said}$"):
+        with pytest.raises(CheckpointError, match=f"{message}$"):
             weights_file.load(tmp_path / "w", network)
 
 
 @pytest.mark.parametrize("kind", ["F6_E2M3", "F6_E3M2"])
-def test_numbers_that_torch_does_not_have(tmp_path, kind):
-    """What reads the file's header takes them."""
+def test_dtypes_that_torch_lacks_are_refused(tmp_path, kind):
+    """safetensors accepts them in a header."""
     header = {"weight": {"dtype": kind, "shape": [2, 2], "data_offsets": [0, 3]}}
     text = json.dumps(header).encode()
     (tmp_path / "c").write_bytes(len(text).to_bytes(8, "little") + text + bytes(3))
@@ -422,13 +422,13 @@ def test_numbers_that_torch_does_not_have(tmp_path, kind):
         weights_file.load(tmp_path / "c", torch.nn.Linear(2, 2))
 
 
-def test_a_checkpoint_of_the_auto_encoder_says_what_is_missing():
+def test_a_checkpoint_of_the_auto_encoder_is_refused():
     with pytest.raises(CheckpointError, match="without 'architecture'"):
         load_classifier(weights_file.WEIGHTS / "autoencoder.safetensors")
 
 
 @given(st.data())
-def test_no_damage_gives_anything_but_a_clear_error(tmp_path_factory, data):
+def test_damaged_files_load_or_raise_checkpoint_error(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "c"
     write(path, architecture())
     content = bytearray(path.read_bytes())
@@ -455,8 +455,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.slow
-def test_refusing_takes_little_memory(tmp_path):
-    """Of files that announce networks of gigabytes."""
+def test_refusing_a_file_takes_little_memory(tmp_path):
+    """The files announce networks of gigabytes."""
     paths = [
         write(tmp_path / "a", architecture("wae_vgg16", 2**31 - 1)),
         write(tmp_path / "b", architecture("wae_resnet50", 2**31 - 1)),

@@ -1,4 +1,4 @@
-"""wae.storage.files and wae.storage.decomposed: nothing is lost, and no damaged file is believed."""
+"""wae.storage.files and wae.storage.decomposed: no file is lost, and damaged files are refused."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ from wae.models.autoencoder import AutoEncoder
 from wae.storage import decomposed, files
 
 
-def test_written_makes_folders_and_leaves_no_temporary_file(tmp_path):
+def test_written_creates_folders_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "new" / "file"
     with files.written(path) as file:
         file.write(b"all")
@@ -55,7 +55,7 @@ def test_an_existing_file_is_refused_unless_forced(tmp_path):
     assert path.read_bytes() == b"new"
 
 
-def test_a_parent_that_is_no_folder_is_named(tmp_path):
+def test_a_parent_that_is_not_a_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     for target in (tmp_path / "file" / "new", tmp_path / "file" / "folder" / "new"):
         with pytest.raises(NotADirectoryError) as error, files.written(target):
@@ -63,12 +63,12 @@ def test_a_parent_that_is_no_folder_is_named(tmp_path):
         assert error.value.filename == str(target.parent)
 
 
-def test_why_nothing_can_be_read_is_said(tmp_path):
-    """A pipe is not opened, which would wait for ever."""
+def test_no_file_says_why_a_path_cannot_be_read(tmp_path):
+    """A pipe is not opened, because that would block."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
-    said = {
+    reasons = {
         "file": None,
         ".": "this is a folder",
         "pipe": "this is not a regular file",
@@ -77,15 +77,15 @@ def test_why_nothing_can_be_read_is_said(tmp_path):
         "file/none": "there is no such file",
         "x" * 300: "File name too long",
     }
-    assert {name: files.no_file(tmp_path / name) for name in said} == said
-    for name in (name for name, why in said.items() if why):
-        with pytest.raises(decomposed.ContainerError, match=said[name]):
+    assert {name: files.no_file(tmp_path / name) for name in reasons} == reasons
+    for name in (name for name, why in reasons.items() if why):
+        with pytest.raises(decomposed.ContainerError, match=reasons[name]):
             decomposed.load(tmp_path / name)
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_only_regular_files_are_replaced(tmp_path, force):
-    """Also not by root, who may."""
+    """Not even root replaces others, although it could."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "there").write_bytes(b"old")
     (tmp_path / "link").symlink_to("there")
@@ -99,7 +99,7 @@ def test_only_regular_files_are_replaced(tmp_path, force):
             pytest.raises(FileExistsError, match=f"{name} is .*never replaced"),
             files.written(tmp_path / name, force),
         ):
-            pytest.fail("it was opened")
+            pytest.fail("the file was opened")
         assert os.path.samestat(os.lstat(tmp_path / name), before)
     if os.path.exists("/dev/full"):
         with pytest.raises(FileExistsError, match="/dev/full is no regular file"):
@@ -107,7 +107,7 @@ def test_only_regular_files_are_replaced(tmp_path, force):
     assert (tmp_path / "there").read_bytes() == b"old"
 
 
-def test_what_appears_meanwhile_is_not_replaced(tmp_path):
+def test_a_file_that_appears_while_writing_is_not_replaced(tmp_path):
     path = tmp_path / "file"
 
     def write():
@@ -122,7 +122,7 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "図" * 85, "[*]?(" * 50], ids=["n", "é", "図", "*"])
-def test_the_longest_names_can_be_written(tmp_path, name):
+def test_files_may_have_the_longest_names(tmp_path, name):
     for content in (b"old", b"new"):
         with files.written(tmp_path / name, force=True) as file:
             file.write(content)
@@ -140,7 +140,7 @@ with written(Path(sys.argv[1])) as file:
 """
 
 
-def test_what_a_killed_process_leaves_goes_at_the_next_writing(tmp_path):
+def test_the_next_write_removes_what_a_killed_process_left(tmp_path):
     path, others = tmp_path / "file", [".file.part", ".file.notes.part", ".file2.0123abcd.part", "file.part"]
     others += [".file.cafe.part", "a.file.0123abcd.part", ".file.0123abcd.part.txt"]
     assert subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False).returncode == -9
@@ -148,8 +148,8 @@ def test_what_a_killed_process_leaves_goes_at_the_next_writing(tmp_path):
     for name in others:
         (tmp_path / name).touch()
     with files.written(path) as file:
-        file.write(b"whole")
-    assert path.read_bytes() == b"whole"
+        file.write(b"all")
+    assert path.read_bytes() == b"all"
     assert {p.name for p in tmp_path.iterdir()} == {"file", *others}
 
 
@@ -172,8 +172,8 @@ with written_folder(Path(sys.argv[1]), True, "mark") as new:
 
 
 @pytest.mark.parametrize("step", ["within", "between"])
-def test_a_killed_process_loses_no_folder_and_leaves_nothing_for_long(tmp_path, step):
-    """Between the two renamings there is no folder of that name; the next writing finds the old one."""
+def test_a_folder_survives_a_process_killed_while_replacing_it(tmp_path, step):
+    """Between the two renames no folder has the name. The next write restores the old one."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "mark").write_text("old")
@@ -186,7 +186,7 @@ def test_a_killed_process_loses_no_folder_and_leaves_nothing_for_long(tmp_path, 
     assert (folder / "mark").read_text() == "old"
 
 
-def test_a_folder_that_is_not_replaced_after_all_is_put_back(tmp_path, monkeypatch):
+def test_an_interrupted_replacement_restores_the_folder(tmp_path, monkeypatch):
     folder, rename = tmp_path / "folder", Path.rename
     with files.written_folder(folder, False, "mark") as new:
         (new / "mark").write_text("old")
@@ -203,18 +203,18 @@ def test_a_folder_that_is_not_replaced_after_all_is_put_back(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+def test_a_folder_without_the_mark_is_not_replaced(tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "thesis.txt").write_text("precious")
     for force, message in ((True, "folder is there already: it has no mark"), (False, "is there already$")):
         with pytest.raises(FileExistsError, match=message), files.written_folder(folder, force, "mark"):
-            pytest.fail("it was begun")
+            pytest.fail("writing began")
     assert (folder / "thesis.txt").read_text() == "precious"
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_files_in_a_folder_are_known_however_their_paths_are_written(tmp_path, monkeypatch):
+def test_files_in_a_folder_are_recognised_by_any_path(tmp_path, monkeypatch):
     folder, beside = tmp_path / "out", tmp_path / "beside"
     for made in (folder, beside):
         made.mkdir()
@@ -226,8 +226,8 @@ def test_files_in_a_folder_are_known_however_their_paths_are_written(tmp_path, m
     files.refuse_within(folder, {"--weights": beside / "w", "--teacher": tmp_path / "out.safetensors"})
 
 
-def test_a_digest_is_of_all_parts_of_a_file(tmp_path):
-    content = bytes(range(256)) * 20_000  # more than is read at a time
+def test_sha256_covers_all_of_a_large_file(tmp_path):
+    content = bytes(range(256)) * 20_000  # more than one read
     (tmp_path / "file").write_bytes(content)
     assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
@@ -247,7 +247,7 @@ def test_a_link_to_a_folder_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "ü" * 127])
-def test_folders_may_have_the_longest_names_too(tmp_path, name):
+def test_folders_may_have_the_longest_names(tmp_path, name):
     for content in ("old", "new"):
         with files.written_folder(tmp_path / name, True, "mark") as new:
             (new / "mark").write_text(content)
@@ -255,7 +255,7 @@ def test_folders_may_have_the_longest_names_too(tmp_path, name):
     assert (tmp_path / name / "mark").read_text() == "new"
 
 
-def test_two_writers_of_one_folder_do_not_take_each_other_s_for_stale(tmp_path):
+def test_concurrent_writers_of_a_folder_do_not_disturb_each_other(tmp_path):
     folder = tmp_path / "folder"
     with files.written_folder(folder, True, "mark") as first:
         (first / "mark").write_text("first")
@@ -265,7 +265,7 @@ def test_two_writers_of_one_folder_do_not_take_each_other_s_for_stale(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_two_writers_of_one_file_do_not_take_each_other_s_for_stale(tmp_path):
+def test_concurrent_writers_of_a_file_do_not_disturb_each_other(tmp_path):
     path = tmp_path / "file"
     with files.written(path, force=True) as first:
         first.write(b"first")
@@ -277,8 +277,8 @@ def test_two_writers_of_one_file_do_not_take_each_other_s_for_stale(tmp_path):
 
 
 @pytest.mark.parametrize("write", ["file", "folder"])
-def test_what_another_takes_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch, write):
-    """And no descriptor stays open."""
+def test_a_temporary_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch, write):
+    """No descriptor stays open."""
     lock, taken = fcntl.flock, []
 
     def flock(descriptor, how):
@@ -299,13 +299,13 @@ def test_what_another_takes_for_stale_before_it_is_locked_is_made_again(tmp_path
                 (new / "mark").write_text(content)
         made = tmp_path / "it" if write == "file" else tmp_path / "it" / "mark"
         assert made.read_text() == content
-        (tmp_path / ".it.0123abcd.part").touch()  # which the next one looks at
+        (tmp_path / ".it.0123abcd.part").touch()  # which the next write checks
     assert len(os.listdir("/dev/fd")) == len(before)
     assert len(taken) == 1
 
 
-def test_a_file_system_that_locks_nothing_and_syncs_no_folders(tmp_path, monkeypatch):
-    """Then nothing is taken for stale."""
+def test_writing_works_on_a_file_system_without_locks_and_folder_sync(tmp_path, monkeypatch):
+    """Then no file is considered stale."""
     sync = os.fsync
 
     def fsync(descriptor):
@@ -347,7 +347,7 @@ def written_folder(path):
         pass
 
 
-def test_an_error_names_the_file_that_is_meant_and_not_the_temporary_one(tmp_path, monkeypatch):
+def test_errors_name_the_target_and_not_the_temporary_file(tmp_path, monkeypatch):
     nowhere = Path("/dev/fd/new")  # nobody can make a file there
     for write, path in ((too_large, tmp_path / "file"), (written, nowhere), (written_folder, nowhere)):
         with pytest.raises(OSError, match=r"^\[Errno") as error:
@@ -365,7 +365,7 @@ def test_an_error_names_the_file_that_is_meant_and_not_the_temporary_one(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_file_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
+def test_the_file_is_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):
     done = []
 
     def fsync(descriptor):
@@ -378,7 +378,7 @@ def test_file_and_folder_are_on_the_disk_before_and_after_the_renaming(tmp_path,
     assert done == [("file", 4), ("folder", True)]
 
 
-def test_what_is_in_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_the_contents_of_a_folder_are_synced_before_the_rename(tmp_path, monkeypatch):
     folder, done = tmp_path / "folder", []
     monkeypatch.setattr(os, "fsync", lambda d: done.append((os.fstat(d).st_ino, folder.exists())))
     with files.written_folder(folder, False, "mark") as new:
@@ -389,7 +389,7 @@ def test_what_is_in_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, mon
     assert done[-1] == (tmp_path.stat().st_ino, True)
 
 
-def test_a_file_has_the_permissions_of_any_other(tmp_path):
+def test_a_file_has_the_default_permissions(tmp_path):
     (tmp_path / "other").touch()
     with files.written(tmp_path / "file"):
         pass
@@ -402,7 +402,7 @@ def decomposition(dtype=torch.float32, size=(5, 8), shape=(3, 3, 4)):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_decomposition_comes_back_as_it_went(tmp_path, dtype):
+def test_a_decomposition_is_loaded_as_it_was_saved(tmp_path, dtype):
     made = decomposition(dtype)
     decomposed.save(tmp_path / "a", made._replace(low=made.low.mT.contiguous().mT))  # in any layout
     with pytest.raises(FileExistsError, match="--force"):
@@ -425,7 +425,7 @@ def test_a_decomposition_comes_back_as_it_went(tmp_path, dtype):
     ids=["size", "no pixels", "dtype", "nan", "high's shape"],
 )
 def test_inconsistent_content_is_refused(tmp_path, made, message, monkeypatch):
-    """When it is written, too: float16 may have overflowed, and nobody could read the file."""
+    """Also when saving: float16 may have overflowed, and then the file could not be loaded."""
     with pytest.raises(decomposed.ContainerError, match=message):
         decomposed.save(tmp_path / "a", made)
     assert not (tmp_path / "a").exists()
@@ -456,7 +456,7 @@ def test_other_files_are_refused(tmp_path):
             decomposed.load(path)
 
 
-def test_a_fingerprint_changes_with_any_weight():
+def test_a_fingerprint_changes_with_a_weight():
     model = AutoEncoder()
     before = decomposed.fingerprint(model)
     assert decomposed.fingerprint(model) == before

@@ -1,4 +1,4 @@
-"""The included weights in torchvision's form."""
+"""wae.storage.shipped: the included weights as a WeightsEnum of torchvision."""
 
 import copy
 
@@ -16,7 +16,7 @@ from wae.storage.weights_file import read_recipe
 
 
 @pytest.mark.parametrize("weights", Shipped)
-def test_a_member_is_as_torchvisions(weights: Shipped) -> None:
+def test_a_member_can_be_used_like_torchvision_s(weights: Shipped) -> None:
     assert isinstance(weights, WeightsEnum)
     assert copy.deepcopy(weights) is weights
     assert Shipped.verify(weights.name) is weights
@@ -33,23 +33,23 @@ def test_a_member_is_as_torchvisions(weights: Shipped) -> None:
         assert torch.equal(state[name], tensor), name
 
 
-def test_the_classes_and_accuracy_are_the_files() -> None:
+def test_classes_and_accuracy_are_those_of_the_file() -> None:
     meta = Shipped.FASHION_MNIST.meta
     assert meta["categories"][9] == "Ankle boot"
     assert meta["_metrics"]["Fashion-MNIST"]["acc@1"] == pytest.approx(92.93)
 
 
 @pytest.mark.parametrize("invert", [False, True])
-def test_transforms_are_what_predict_does(invert: bool) -> None:
+def test_transforms_prepare_an_image_like_predict(invert: bool) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    wanted = prepare(tensor, Input(28, 28, grayscale=True), invert)
+    expected = prepare(tensor, Input(28, 28, grayscale=True), invert)
     transforms = Shipped.FASHION_MNIST.transforms(invert=invert)
-    assert torch.equal(transforms(tensor), wanted)
-    assert torch.equal(transforms(Image.fromarray(pixels)), wanted)
-    assert torch.equal(describe(Shipped.FASHION_MNIST.path).transforms(invert)(tensor), wanted)
+    assert torch.equal(transforms(tensor), expected)
+    assert torch.equal(transforms(Image.fromarray(pixels)), expected)
+    assert torch.equal(describe(Shipped.FASHION_MNIST.path).transforms(invert)(tensor), expected)
 
 
-def test_transforms_say_what_they_do() -> None:
+def test_transforms_show_their_size_and_take_grey_images_with_alpha() -> None:
     assert "size=28" in repr(Shipped.FASHION_MNIST.transforms())
     assert Transforms(Input())(Image.new("LA", (300, 300))).shape == (3, 224, 224)

@@ -1,4 +1,4 @@
-"""Files that version 0.1 wrote (commit f0d20bd) are read as it read them; the numbers are its own."""
+"""Files that version 0.1 wrote (commit f0d20bd) give the results that it gave."""
 
 import shutil
 from dataclasses import replace
@@ -19,7 +19,7 @@ from wae.training.trainer import train
 FILES = Path(__file__).parent / "files"
 
 
-def test_a_classifier(monkeypatch):
+def test_a_classifier_gives_its_scores(monkeypatch):
     monkeypatch.setitem(registry.NETWORKS, "tiny", tiny)
     path = FILES / "classifier-0.1"
     described = checkpoint.describe(path)
@@ -32,7 +32,7 @@ def test_a_classifier(monkeypatch):
     assert (scores - expected).norm() <= 1e-5 * expected.norm()
 
 
-def test_a_decomposed_image():
+def test_a_decomposed_image_is_reconstructed():
     model = AutoEncoder().eval()
     weights_file.load(weights_file.WEIGHTS / "autoencoder.safetensors", model)
     read = decomposed.load(FILES / "decomposed-0.1")
@@ -43,7 +43,7 @@ def test_a_decomposed_image():
     assert image.sum().item() == pytest.approx(138169.90625, rel=1e-5)
 
 
-def test_a_training_goes_on(tmp_path):
+def test_a_training_is_resumed(tmp_path):
     """It was stopped in the second epoch."""
     state = Path(shutil.copy(FILES / "training-0.1", tmp_path))
     plan = Plan("tiny", (Stage("classifier", epochs=2, learning_rate=0.05, weight_decay=5e-4),), batch=8)
