@@ -63,7 +63,7 @@ def test_prepare_matches_timm_s_transforms(name, interpolation, crop_pct, mode):
 
 
 @pytest.mark.parametrize("input", INPUTS, ids=["bilinear", "bicubic", "squash", "grayscale", "nearest"])
-def test_the_images_of_a_folder_are_prepared_like_this(tmp_path, input):
+def test_a_folder_prepares_its_images_the_same_way(tmp_path, input):
     for label in ("cat", "sky"):
         (tmp_path / "val" / label).mkdir(parents=True)
         opened("chelsea").save(tmp_path / "val" / label / "photo.png")

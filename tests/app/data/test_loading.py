@@ -279,9 +279,8 @@ class Interruptible(Indices):
 def test_worker_processes_raise_one_line_and_ignore_interrupts(start_method):
     with pytest.raises(DatasetError, match=r"^labels: one line$"):
         batch_labels(Refusing(1), 1, 0, 0, False, workers=1)
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # in a shell's background job it is ignored
+    # A shell's background job ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert batch_labels(Interruptible(1), 1, 0, 0, False) == [[True]]
         assert batch_labels(Interruptible(1), 1, 0, 0, False, workers=1) == [[False]]

@@ -255,10 +255,8 @@ def test_16_bit_labels_are_read_as_numbers(scenes):
     path = relabel(scenes, np.full((36, 48), 1000, np.uint16))
     assert read_numbers(path).unique().tolist() == [1000]
     assert small(scenes).batch([0], 0)[1].unique().tolist() == [1000]
-    relabel(scenes, np.full((36, 48), 255, np.uint16))
-    assert small(scenes).batch([0], 0)[1].unique().tolist() == [
-        255
-    ]  # a class, because there are more than 255
+    relabel(scenes, np.full((36, 48), 255, np.uint16))  # a class, because there are more than 255
+    assert small(scenes).batch([0], 0)[1].unique().tolist() == [255]
 
 
 def test_255_and_names_in_brackets_are_not_counted(scenes):

@@ -210,14 +210,14 @@ def compress(path):
 
 
 def announce_endless_member(path):
-    """A member announces more bytes than any file has."""
+    """Prepend a member that announces more bytes than any file has."""
     member = tarfile.TarInfo("notes.json")
     member.size = 2**70
     path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
 
 
 def announce_image(path, size):
-    """An image announces ``size`` bytes, but none follow."""
+    """Write a shard whose only image announces ``size`` bytes, but none follow."""
     member = tarfile.TarInfo("one.png")
     member.size = size
     path.write_bytes(member.tobuf() + bytes(512))

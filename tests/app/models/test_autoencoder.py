@@ -1,4 +1,4 @@
-"""The auto-encoder, its losses, and the linear start of training."""
+"""wae.models.autoencoder: the auto-encoder, its losses, and the linear start of training."""
 
 import math
 

@@ -145,5 +145,5 @@ def test_the_published_networks_run_at_half_resolution(build):
 
 
 def test_vgg16_at_half_resolution_has_the_published_number_of_multiply_adds():
-    """It is in docs/network.md."""
+    """The number is in docs/network.md."""
     assert round(count(on_meta(vgg16_half)).multiply_adds / 1e9, 2) == 3.89

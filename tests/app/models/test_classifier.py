@@ -13,7 +13,7 @@ def close(one, other, tolerance=1e-5):
 
 
 class Body(nn.Sequential):
-    """A small body: two pooled features per channel, as a ResNet would give one."""
+    """A small body: two pooled features per channel, where a ResNet has one."""
 
     def __init__(self, channels):
         super().__init__(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((1, 2)))
@@ -57,7 +57,7 @@ def test_folding_changes_scores_by_rounding_only(small, dtype):
     image = 100 * torch.randn(3, 3, 21, 30, dtype=dtype)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
     assert close(folded(image), small(image), 10 * tolerance)
-    assert isinstance(small.low_norm, nn.BatchNorm2d)  # the original stays as it is
+    assert isinstance(small.low_norm, nn.BatchNorm2d)  # the original is not changed
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     for name in ("low", "high"):
         original, new = getattr(small.encoder, name), getattr(folded.encoder, name)

@@ -76,7 +76,7 @@ def test_a_vision_transformer_can_be_deployed_saved_and_loaded(tmp_path):
 
 @pytest.mark.slow
 def test_loading_restores_non_persistent_buffers(tmp_path):
-    """EVA-02's rotary positions are such buffers, which no file holds."""
+    """EVA-02's rotary positions are non-persistent: a file does not hold them."""
     pytest.importorskip("timm", reason="timm is not installed")
     model = wae_around("eva02_tiny_patch14_224", classes=3).eval()
     assert any("rope" in name for name in dict(model.named_buffers()).keys() - model.state_dict().keys())
@@ -176,12 +176,14 @@ def test_sizes_that_do_not_fit_the_patches_are_refused(size):
         fit_to(transformer(), size)
 
 
-def test_timm_s_positions_are_interpolated():
+def test_timm_s_positions_are_interpolated_like_its_function_does():
     timm = pytest.importorskip("timm")
     network = timm.create_model("test_vit", num_classes=0)
-    before = network.pos_embed.shape[1]
+    before = network.pos_embed.detach().clone()
     fit_to(network, (96, 96))
-    assert network.pos_embed.shape[1] == 1 + (96 // network.patch_embed.patch_size[0]) ** 2 < before
+    patches = 96 // network.patch_embed.patch_size[0]
+    assert network.pos_embed.shape[1] == 1 + patches**2 < before.shape[1]
+    assert torch.equal(network.pos_embed, timm.layers.resample_abs_pos_embed(before, [patches, patches]))
     assert network(torch.zeros(1, 3, 96, 96)).shape == (1, network.num_features)
     with pytest.raises(ValueError, match="its positions do not fit images of 10 x 10"):
         fit_to(network, (10, 10))

@@ -1,4 +1,4 @@
-"""The parts that all WAE networks share: decomposition, reconstruction, folding."""
+"""wae.models.network: what all WAE networks share, decomposition, reconstruction, folding."""
 
 from __future__ import annotations
 

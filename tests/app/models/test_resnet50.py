@@ -1,4 +1,4 @@
-"""WAE-ResNet50, and pooled classifiers around any body."""
+"""wae.models.resnet50 and wae.models.around: WAE-ResNet50, and WAE around any body."""
 
 import pytest
 import torch

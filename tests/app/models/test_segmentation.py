@@ -183,7 +183,7 @@ def test_enet_has_the_size_of_the_paper() -> None:
 
 
 def test_the_fusion_runs_the_op_unless_a_layer_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its parameters have the names that checkpoints contain. A layer with a hook is called."""
+    """Its parameters have the names that checkpoints contain. A hook on a layer takes effect."""
     model = wae_segmenter(nn.Conv2d(3, 5, 3, padding=1)).eval()
     names = [f"{layer}.{kind}" for layer in ("low", "high", "conv1", "conv2") for kind in ("weight", "bias")]
     assert list(model.fusion.state_dict()) == names

@@ -1,4 +1,4 @@
-"""WAE-VGG16, and the multiply-adds that are counted."""
+"""wae.models.vgg16: the layers of WAE-VGG16, and how multiply-adds are counted."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_uint8_and_float_images_give_the_same_scores():
 
 
 class _TakesImage:
-    """Makes a decoder take an image, as the encoder does."""
+    """Makes a decoder take an image, like an encoder."""
 
     def forward(self, image):
         half = image[..., ::2, ::2]

@@ -658,7 +658,7 @@ def test_damaged_files_load_or_raise_one_error(tmp_path, edits, which, old, pack
 
 @pytest.mark.parametrize("seed", range(3))
 def test_truncated_caffemodels_are_refused(files, seed):
-    """If it ends between two layers, layers are missing."""
+    """One that ends between two layers lacks layers."""
     data = files.caffemodel.read_bytes()
     for size in np.random.default_rng(seed).integers(1, len(data), 40):
         files.caffemodel.write_bytes(data[:size])

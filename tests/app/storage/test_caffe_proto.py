@@ -292,7 +292,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / siz
 """
 
 
-def test_memory_is_proportional_to_the_size_of_the_file():
+def test_memory_is_bounded_by_the_size_of_the_file():
     """The worst 20 MB at every level. In another process, because protobuf's memory is not Python's."""
 
     def announced(number, part):  # the head of a field that holds only `part`, repeated

@@ -85,7 +85,7 @@ def test_no_file_says_why_a_path_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("force", [False, True])
 def test_only_regular_files_are_replaced(tmp_path, force):
-    """Not even root replaces others, although it could."""
+    """Root could replace others, but must not."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "there").write_bytes(b"old")
     (tmp_path / "link").symlink_to("there")
@@ -305,7 +305,7 @@ def test_a_temporary_removed_before_it_is_locked_is_created_again(tmp_path, monk
 
 
 def test_writing_works_on_a_file_system_without_locks_and_folder_sync(tmp_path, monkeypatch):
-    """Then no file is considered stale."""
+    """Without locks, no file is considered stale."""
     sync = os.fsync
 
     def fsync(descriptor):
@@ -348,7 +348,7 @@ def written_folder(path):
 
 
 def test_errors_name_the_target_and_not_the_temporary_file(tmp_path, monkeypatch):
-    nowhere = Path("/dev/fd/new")  # nobody can make a file there
+    nowhere = Path("/dev/fd/new")  # nobody can create a file there
     for write, path in ((too_large, tmp_path / "file"), (written, nowhere), (written_folder, nowhere)):
         with pytest.raises(OSError, match=r"^\[Errno") as error:
             write(path)

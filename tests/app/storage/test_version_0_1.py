@@ -44,7 +44,7 @@ def test_a_decomposed_image_is_reconstructed():
 
 
 def test_a_training_is_resumed(tmp_path):
-    """It was stopped in the second epoch."""
+    """The state was written when training stopped in the second epoch."""
     state = Path(shutil.copy(FILES / "training-0.1", tmp_path))
     plan = Plan("tiny", (Stage("classifier", epochs=2, learning_rate=0.05, weight_decay=5e-4),), batch=8)
     model, data, test = tiny(), image_set(), image_set(augment=False)
