@@ -293,6 +293,15 @@ def _owned(
     return laid_out(tensor, memory_format)
 
 
+def _gradient_dtype(parameter: Tensor) -> torch.dtype:
+    """The dtype in which gradients are computed: float32 for 16-bit parameters on a CPU, as in the kernels.
+
+    Rounding an activation before its ReLU could change which side of zero it is on. Also, oneDNN's bfloat16
+    weight gradients of images one pixel wide contain uninitialised memory (torch 2.10 to 2.14).
+    """
+    return torch.float32 if parameter.is_cpu and parameter.dtype in IN_16_BITS else parameter.dtype
+
+
 @one_by_one
 def encode_backward(
     grad_low: Tensor,
@@ -311,15 +320,24 @@ def encode_backward(
         13 tensors: the gradients of the image, of the ten parameters in order, of image_scale and of
         image_shift. Those that are not needed have no elements.
     """
-    p = parameters
-    check_encode_backward(grad_low, grad_high, image, p, image_scale, image_shift)
+    check_encode_backward(grad_low, grad_high, image, parameters, image_scale, image_shift)
 
+    like = parameters.conv1_weight
+    compute_dtype = _gradient_dtype(like)
+    p = EncoderParameters(*(cast(t, compute_dtype) for t in parameters))
     need_image = need_image and image.is_floating_point()
     need_scale = need_scale and (image_scale is not None or image_shift is not None)
-    x = normalize_image(image, p.conv1_weight.dtype, image_scale, image_shift)
+    x = normalize_image(image, compute_dtype, image_scale, image_shift)
     outputs = _trunk(x, p.trunk)
     d_low, d_high = (
-        _conv_backward(grad, outputs[-1], weight, need_x=True, need_parameters=need_parameters, stride=2)
+        _conv_backward(
+            cast(grad, compute_dtype),
+            outputs[-1],
+            weight,
+            need_x=True,
+            need_parameters=need_parameters,
+            stride=2,
+        )
         for grad, weight in ((grad_low, p.low_weight), (grad_high, p.high_weight))
     )
     grad_x, d_layers = _trunk_backward(
@@ -340,10 +358,10 @@ def encode_backward(
             grad_scale = (wide * image).sum((0, 2, 3), dtype=torch.float64).to(image_scale.dtype)
         if image_shift is not None:
             grad_shift = wide.sum((0, 2, 3), dtype=torch.float64).to(image_shift.dtype)
-    like = p.conv1_weight
+    d_parameters = (*d_layers, *d_low[1:], *d_high[1:])
     return (
         like.new_empty(0) if grad_image is None else grad_image,
-        *(_owned(g, like) for g in (*d_layers, *d_low[1:], *d_high[1:])),
+        *(_owned(cast(g, like.dtype), like) for g in d_parameters),
         _owned(grad_scale, like if image_scale is None else image_scale),
         _owned(grad_shift, like if image_shift is None else image_shift),
     )
@@ -365,8 +383,7 @@ def decode_backward(
         not needed have no elements.
     """
     check_decode_backward(grad_image, low, high, parameters)
-    compute_dtype = parameters.conv1_weight.dtype
-    return _decoded_backward(grad_image, low, high, parameters, compute_dtype, need_input, need_parameters)
+    return _decoded_backward(grad_image, low, high, parameters, need_input, need_parameters)
 
 
 @one_by_one
@@ -380,18 +397,12 @@ def decode_scores_backward(
 ) -> tuple[Tensor, ...]:
     """The gradients of :func:`decode_scores`, from its inputs alone: the intermediates are recomputed.
 
-    On a CPU 16-bit gradients are computed in float32, as the compiled kernel computes the scores: rounding an
-    activation before its ReLU could change which side of zero it is on.
-
     Returns:
         10 tensors: the gradients of ``low`` and ``high``, and of the eight parameters in order. Those that
         are not needed have no elements.
     """
     check_decode_scores_backward(grad_scores, low, high, parameters)
-    compute_dtype = parameters.conv1_weight.dtype
-    if low.is_cpu and compute_dtype in IN_16_BITS:
-        compute_dtype = torch.float32
-    return _decoded_backward(grad_scores, low, high, parameters, compute_dtype, need_input, need_parameters)
+    return _decoded_backward(grad_scores, low, high, parameters, need_input, need_parameters)
 
 
 def _decoded_backward(
@@ -399,12 +410,12 @@ def _decoded_backward(
     low: Tensor,
     high: Tensor,
     parameters: _AnyDecoder,
-    compute_dtype: torch.dtype,
     need_input: bool,
     need_parameters: bool,
 ) -> tuple[Tensor, ...]:
-    """A decoder's gradients, computed in ``compute_dtype`` and returned in the dtypes of their tensors."""
+    """A decoder's gradients, in the dtypes of their tensors."""
     output_size, layout = grad.shape[2:], format_of(low)
+    compute_dtype = _gradient_dtype(parameters.conv1_weight)
     wide_low, wide_high = cast(low, compute_dtype), cast(high, compute_dtype)
     p = type(parameters)(*(cast(t, compute_dtype) for t in parameters))
     grad = cast(grad, compute_dtype)

@@ -90,6 +90,16 @@ def test_sizes(cell: Cell, op: str, layout: str, size: tuple[int, int]) -> None:
     check(cell, *problem_and_gradients(op, cell.device, size, **options))
 
 
+@every_op
+@pytest.mark.parametrize("dtype", IN_16_BITS, ids=str)
+@pytest.mark.parametrize("size", [(33, 1), (1, 33)], ids=size_name)
+def test_16_bit_images_one_pixel_wide_or_high(
+    cell: Cell, op: str, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """oneDNN's bfloat16 weight gradients of such widths contain uninitialised memory."""
+    check(cell, *problem_and_gradients(op, cell.device, size, dtype=dtype))
+
+
 @pytest.mark.slow
 @every_op
 @pytest.mark.parametrize("size", [(225, 223), (5, 4099), (4097, 3)], ids=size_name)
