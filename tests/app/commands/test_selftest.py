@@ -7,6 +7,7 @@ import torch
 
 from wae.cli import main
 from wae.experiments import selftest
+from wae_kernels import backends
 from wae_kernels._load import schemas
 
 
@@ -49,6 +50,57 @@ def test_a_wrong_op_is_named(wrong, monkeypatch, capsys):
     assert all(op in printed.out for op in selftest.OPS)  # none is cut off
 
 
+@pytest.mark.parametrize("factor", [0, 2])
+@pytest.mark.parametrize(
+    ("op", "output"), [("encode_backward", 1), ("encode_backward", 12), ("decode_backward", 2)]
+)
+def test_a_wrong_small_output_is_named(op, output, factor, monkeypatch, capsys):
+    """The gradients of the image, of image_scale and of high are less than a hundredth of all in the norm."""
+    made = selftest.problem(5, op, "bfloat16")
+    wanted = selftest.expected(made)
+    call = selftest._call
+
+    def wrong_call(name, arguments):
+        outputs = list(call(name, arguments))
+        if name == op and arguments[0].dtype == torch.bfloat16:
+            outputs[output - 1] = factor * outputs[output - 1]
+        return tuple(outputs)
+
+    monkeypatch.setattr(selftest, "_call", wrong_call)
+    assert selftest._relative(wrong_call(op, made.arguments), wanted.outputs) < wanted.allowed
+    assert main(["selftest", "--only", "5"]) == 1
+    failed = capsys.readouterr().err.splitlines()[:-1]
+    assert len(failed) == len(selftest.devices())
+    assert all(line.startswith(f"wae: {op} in bfloat16 on ") for line in failed)
+    assert all(line.endswith(f" in output {output}") for line in failed)
+
+
+def test_float32_is_not_tested_in_tf32(monkeypatch):
+    """torch allows tf32 on a GPU by default, which misses the limit of float32."""
+    call, found = selftest._call, set()
+
+    def recorded_call(op, arguments):
+        found.add(backends.tf32_allowed())
+        return call(op, arguments)
+
+    monkeypatch.setattr(selftest, "_call", recorded_call)
+    with selftest._tf32(True):
+        list(selftest.run(0.0, only=0))
+        assert backends.tf32_allowed()  # as before
+    assert found == {False}
+
+
+def test_tf32_is_tested_on_gpus_alone():
+    assert "tf32" in selftest._arithmetics("encode", "cuda")
+    assert "tf32" not in selftest._arithmetics("encode", "cpu")
+    with selftest._tf32(True):
+        assert backends.tf32_allowed()
+    image, exact = (selftest.problem(7, "encode", name).arguments[0] for name in ("float32", "tf32"))
+    assert image.stride() == exact.stride()
+    assert not torch.any(exact.contiguous().view(torch.int32) & 0x1FFF)  # tf32 has no such bits
+    assert 0 < (image - exact).abs().max() < 2**-8
+
+
 def test_encode_int8_must_be_exact(monkeypatch, capsys):
     call = selftest._call
 
@@ -65,12 +117,12 @@ def test_encode_int8_must_be_exact(monkeypatch, capsys):
 
 
 def test_a_problem_depends_only_on_its_number():
-    first, again = (selftest.problem(7, "encode", torch.float32) for _ in range(2))
+    first, again = (selftest.problem(7, "encode", "float32") for _ in range(2))
     assert first.description == again.description
     assert all(
         torch.equal(a, b) for a, b in zip(first.arguments, again.arguments, strict=True) if a is not None
     )
-    assert first.description != selftest.problem(8, "encode", torch.float32).description
+    assert first.description != selftest.problem(8, "encode", "float32").description
 
 
 @pytest.mark.parametrize("arguments", [["--seconds", "nan"], ["--seconds", "x"], ["--only", "-1"]])
