@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,13 @@ class WAENetwork(nn.Module, ABC):
         self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False).to(like)
         self.register_buffer("image_scale", numbers_like(image_scale, like))
         self.register_buffer("image_shift", numbers_like(image_shift, like))
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Tell torch.jit.script, which calls this, that it cannot compile the network."""
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose encoder chooses in Python what it "
+            'runs: wae.inference.export.export(model, path, "torch") writes a file without Python code'
+        )
 
     @abstractmethod
     def behind_encoder(self, size: Sequence[int]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import pytest
@@ -155,3 +156,19 @@ def test_nested_on_two_streams_restores_the_outer_stream(monkeypatch: pytest.Mon
             assert network.side_stream == "inner"
         assert network.side_stream == "outer"
     assert network.side_stream is None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_classifier_is_traced_for_torchscript() -> None:
+    model, photo, file = classifier(AutoEncoder(), None), image(), io.BytesIO()
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, photo[:1]), file)
+        file.seek(0)
+        torch.testing.assert_close(torch.jit.load(file)(photo), model(photo))
+
+
+@kinds
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_cannot_compile_a_network(make: Make) -> None:
+    with pytest.raises(TypeError, match=r"torch\.jit\.script cannot compile .* chooses in Python"):
+        torch.jit.script(nn.Sequential(make(AutoEncoder(), None)))
