@@ -163,4 +163,5 @@ def luma(image: Tensor) -> Tensor:
 
     It rounds to nearest. torchvision's rounds down and turns a grey of 200 into 199.
     """
-    return (image * torch.tensor(_LUMA).view(3, 1, 1)).sum(0).round().to(torch.uint8).expand(3, -1, -1)
+    weights = torch.tensor(_LUMA, device=image.device).view(3, 1, 1)
+    return (image * weights).sum(0).round().to(torch.uint8).expand(3, -1, -1)

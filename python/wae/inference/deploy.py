@@ -140,6 +140,9 @@ def deploy(
         check_number("max_drop", max_drop)
     if engine != "auto" and engine not in ENGINES:
         raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
+    if memory_format not in (torch.channels_last, torch.contiguous_format):
+        formats = "torch.channels_last or torch.contiguous_format"
+        raise ValueError(f"memory_format must be {formats}, got {memory_format}")
     if dtype is not None:
         precision = _from_dtype(dtype, precision)
     own = first_parameter(model).dtype

@@ -72,8 +72,8 @@ class Deployed:
     def __call__(self, images: Tensor) -> Tensor:
         """The model's scores of ``images``.
 
-        They do not depend on autocast, inference mode or torch's default dtype around the call. The scores of
-        an image with NaN or infinity are NaN in every engine.
+        They do not depend on autocast, inference mode, or torch's default dtype and device around the call.
+        The scores of an image with NaN or infinity are NaN in every engine.
 
         Args:
             images: (N, 3, H, W) on the model's device, any strides, uint8 or floating point; H and W are
@@ -155,6 +155,8 @@ class Deployed:
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+        if images.layout != torch.strided:
+            raise TypeError(f"images must be a dense tensor, got the layout {images.layout}")
         wanted = (3, *self.size)
         if images.dim() != 4 or tuple(images.shape[1:]) != wanted or images.shape[0] == 0:
             raise ValueError(

@@ -23,6 +23,7 @@ from .engines.int8 import ByteInput
 from .front import End, Front
 from .precision import DTYPES
 from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, SavedError, made_by
+from .undisturbed import undisturbed
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,11 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
         SavedError: there is no deployed network in ``folder``, it is damaged, or it is refused as above.
         EngineError: the engine is not installed, or does not accept the file.
     """
-    folder = Path(folder)
+    with undisturbed(torch.device("cpu")):
+        return _loaded(Path(folder), rebuild)
+
+
+def _loaded(folder: Path, rebuild: bool) -> Deployed:
     about = _about(folder)
     for name, wanted in about["files"].items():
         path = folder / name

@@ -103,6 +103,13 @@ def test_grayscale_is_pillow_s_and_keeps_grey():
     assert made.tolist() == [np.asarray(image.convert("L")).tolist()] * 3
 
 
+def test_grayscale_ignores_the_default_device():
+    image, input = of_pillow(Image.new("RGB", (4, 4), (9, 90, 200))), replace(whole(4, 4), grayscale=True)
+    wanted = prepare(image, input)
+    with torch.device("meta"):
+        assert torch.equal(prepare(image, input), wanted)
+
+
 def test_a_tensor_with_a_large_aspect_ratio_is_refused():
     assert Transforms(INPUTS[0])(torch.zeros(3, 1, 100, dtype=torch.uint8)).shape == (3, 20, 20)
     with pytest.raises(

@@ -174,7 +174,8 @@ def test_wrong_arguments_are_refused_by_name(model):
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, got str"):
         deploy("model.pt")
     sizes = [{"size": size} for size in ((0, 5), 224, (5,), (5, 5, 5), (True, 5))]
-    for wrong in (*sizes, {"batch": 0}, {"batch": 1.5}, {"engine": "tvm"}):
+    others = {"batch": 0}, {"batch": 1.5}, {"engine": "tvm"}, {"memory_format": torch.preserve_format}
+    for wrong in (*sizes, *others):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             deploy(model, **{"size": SIZE, "engine": "eager", **wrong})
     with (

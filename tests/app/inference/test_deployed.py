@@ -28,6 +28,8 @@ from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, Engine
 from wae.inference.engines.in_pytorch import InPyTorch
+from wae.inference.export import export
+from wae.inference.saved import load_deployed
 from wae.models.haar import Haar
 
 
@@ -152,6 +154,20 @@ def test_a_deployed_network_cannot_be_pickled_or_copied(model):
             take(deployed)
 
 
+@pytest.mark.parametrize("engine", ["eager", "openvino"])
+def test_the_default_device_changes_nothing(engine, model, tmp_path):
+    """It is "cuda" in programs that call torch.set_default_device, even if the model is on the CPU."""
+    needs(engine)
+    images = photos(3)
+    with torch.device("meta"):
+        deployed = deploy(model, SIZE, engine=engine)
+        deployed.save(tmp_path / "saved")
+        scores = [network(images) for network in (deployed, load_deployed(tmp_path / "saved"))]
+        export(model, tmp_path / "model", "torch", SIZE)
+    for found in scores:
+        assert_close(found, model(images))
+
+
 @pytest.mark.parametrize("engine", EACH)
 @pytest.mark.slow
 def test_scores_do_not_depend_on_the_context_of_deploy_or_call(engine, model):
@@ -250,6 +266,6 @@ def test_wrong_images_are_refused(model):
     for wrong in (photos(1)[0], photos(1, (33, 20)), photos(0), photos(1)[:, :1]):
         with pytest.raises(ValueError, match=r"images must be \(N, 3, 20, 33\)"):
             deployed(wrong)
-    for wrong in (photos(1).int(), photos(1).numpy()):
+    for wrong in (photos(1).int(), photos(1).numpy(), photos(1).float().to_sparse()):
         with pytest.raises(TypeError, match="images must be"):
             deployed(wrong)
