@@ -143,7 +143,7 @@ def test_cached_images_are_those_that_were_read(scenes):
     assert not torch.equal(first[0], wanted[0])  # augmented again
 
 
-def test_subsets_and_renumbered_data_sets_use_the_cache(scenes):
+def test_subsets_and_renumbered_data_sets_have_their_own_cache(scenes):
     data = small(scenes, keep=True)
     images, labels = data.batch(range(6), 0)
     some, other = data.subset([4, 1]), data.renumbered([2, 0, 1])
