@@ -450,7 +450,7 @@ def _decoded_backward(
 
 def _filter_scale(device: torch.device) -> Tensor:
     """(3, 3): the divisors of the packed filter taps; ``csrc/cpu/winograd_filter.h`` explains them."""
-    scale = torch.tensor([24.0, 12.0, 6.0], device=device)
+    scale = torch.tensor([24.0, 12.0, 6.0], dtype=torch.float32, device=device)
     return scale[:, None] * scale
 
 

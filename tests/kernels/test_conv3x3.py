@@ -115,6 +115,19 @@ def test_layouts(cell: Cell, layout: str, channels: int) -> None:
     check(x, scattered(weight.to(cell.device)), scattered(bias.to(cell.device)), relu=False)
 
 
+def test_default_dtype_of_torch_changes_nothing(cell: Cell) -> None:
+    x, (weight, bias) = maps(2, 5, 6, 7, cell.device), (t.to(cell.device) for t in layer(5, 8))
+    wanted = conv3x3(x, conv3x3_pack(weight), bias, 8), reference.conv3x3_pack(weight)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = conv3x3(x, conv3x3_pack(weight), bias, 8), reference.conv3x3_pack(weight)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for out, ref in zip(found, wanted, strict=True):
+        assert out.dtype == torch.float32
+        assert torch.equal(out, ref)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 def test_without_a_bias(cell: Cell, relu: bool) -> None:
     check(maps(2, 16, 6, 9, cell.device), layer(16, 32)[0], None, relu)
