@@ -556,6 +556,17 @@ def test_gradients_of_decode_on_a_gpu_cast_each_parameter_once() -> None:
     assert casts.shapes == 2 * [tuple(p.shape) for p in parameters]  # and each gradient is cast back
 
 
+def test_gradients_of_encode_on_a_gpu_are_computed_in_the_dtype_of_16_bit_results() -> None:
+    """Image and parameters are cast for the backward kernel; scale and shift are not."""
+    with FakeTensorMode():
+        tensors = on_a_gpu(arguments_of("encode"))
+        grads = [torch.empty(2, 3, 7, 9, device="cuda").half() for _ in range(2)]
+        with Casts() as casts:
+            gradients = autograd._BACKWARD["encode"](tensors, [True] * len(tensors), *grads)
+    assert [g.dtype for g in gradients[: len(tensors)]] == [t.dtype for t in tensors]
+    assert casts.shapes == 2 * [tuple(t.shape) for t in tensors[:-2]]  # and each gradient is cast back
+
+
 def test_autocast_keeps_a_requested_dtype(cell: Cell) -> None:
     arguments = arguments_of("encode", device=cell.device)
     plain = wae_kernels.encode(*arguments, dtype=torch.float32)
