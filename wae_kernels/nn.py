@@ -40,6 +40,9 @@ _KERNEL, _PADDING, _DILATION, _FULL, _HALF = (3, 3), (1, 1), (1, 1), (1, 1), (2,
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+# torch.compile guards that a name is missing in keys(), but not that it is missing in an object's dictionary.
+_GUARDS_KEYS = torch.__version__ >= "2.14"  # 2.10 cannot compile keys(); versions between were not tried
+
 _Layers = tuple[tuple[str, type[nn.Module], tuple[Any, ...]], ...]
 """A module's layers as its constructor makes them: name, type, geometry."""
 
@@ -93,6 +96,7 @@ def _plain_parameters(modules: Mapping[str, Any], layers: _Layers) -> list[Any] 
         if type(layer) is not kind:
             return None
         variables = layer.__dict__
+        names = variables.keys() if _GUARDS_KEYS else variables
         now = (  # a loop over the names would take several times as long
             variables["kernel_size"],
             variables["stride"],
@@ -107,8 +111,8 @@ def _plain_parameters(modules: Mapping[str, Any], layers: _Layers) -> list[Any] 
             or variables["_forward_pre_hooks"]
             or variables["_backward_hooks"]
             or variables["_backward_pre_hooks"]
-            or "forward" in variables
-            or "_conv_forward" in variables
+            or "forward" in names
+            or "_conv_forward" in names
         ):
             return None
         parameters = variables["_parameters"]

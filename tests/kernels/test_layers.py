@@ -485,6 +485,22 @@ def test_untouched_layers_are_fused_when_compiled() -> None:
     assert not any("conv" in str(call) for call in calls)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 14), reason="older torch.compile does not guard all of these")
+@pytest.mark.parametrize(
+    "change",
+    [CHANGES["pruned"], _hooked, _pre_hooked, _own_forward, _own_convolution, _without_bias, _other_padding],
+)
+def test_compiled_module_notices_changed_layers(change: Callable[[nn.Module], object]) -> None:
+    torch._dynamo.reset()
+    encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
+    compiled = torch.compile(encoder, backend="eager")
+    before = compiled(image)[0]
+    change(encoder.conv2)
+    after = compiled(image)[0]
+    assert (after - before).norm() > 1e-3 * before.norm()
+    assert_close(after, encode_by_layers(encoder, image)[0].double(), PLAIN)
+
+
 def test_meta_parameters_that_a_hook_fills() -> None:
     """Libraries that store weights elsewhere load them in the layer's hooks."""
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
