@@ -119,6 +119,8 @@ def _measured(
         for candidate in candidates
     ]
     tests = [_data(options, candidate) for candidate in candidates]
+    for candidate, test in zip(candidates, tests, strict=True):
+        evaluation.check_sizes(candidate, test)
     _evaluate(options, candidates, tests, device)
     others = []
     if is_first():

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from wae.data.dataset import Dataset
+from wae.data.dataset import Dataset, sample
 from wae.inference.batches import filled
 from wae.inference.deploy import deploy
 from wae.inference.deployed import Deployed
@@ -25,7 +25,7 @@ from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Description, describe
 from wae.training.accuracy import Accuracy, PixelAccuracy
-from wae.wording import printable
+from wae.wording import first_line, printable
 
 from .machine import Others
 
@@ -55,6 +55,21 @@ def candidate(path: Path, model: nn.Module, device: torch.device) -> Candidate:
     if isinstance(model, WAENetwork):
         model = fold_normalization(model)
     return Candidate(path, describe(path), model.to(device).to(memory_format=torch.channels_last))
+
+
+@torch.no_grad()
+def check_sizes(entry: Candidate, data: Dataset) -> None:
+    """Raise ValueError if the network does not take images of its own size or of that of ``data``."""
+    images, _ = sample(data, 1)
+    device = next(entry.model.parameters()).device
+    height, width = images.shape[2:]
+    try:
+        entry.model(images.to(device))
+        height, width = entry.described.input.shape
+        entry.model(images.new_zeros(1, 3, height, width).to(device))
+    except Exception as error:  # any that the network's own code raises
+        why = first_line(error)
+        raise ValueError(f"{entry.path}: takes no images of {height} x {width} ({why})") from None
 
 
 @torch.no_grad()

@@ -121,6 +121,7 @@ def _checkpoint(path: Path) -> Original:
 
 def _given(name: str, network: nn.Module, weights: str | None) -> Original:
     if weights is not None:
+        _check_library(name, weights, None)
         _put(weights, network)
     sources = {"weights": _digest(network)}
     made = Original(name, network.eval(), number_of_scores(network), Input(), sources=sources)
@@ -151,6 +152,7 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
 def _of_timm(name: str, weights: str, classes: int) -> Original:
     import timm
 
+    _check_library(name, weights, TIMM)
     make = partial(timm.create_model, name)
     if weights == TIMM:
         network = downloaded(TIMM, name, partial(make, pretrained=True))
@@ -208,6 +210,14 @@ def _digest(network: nn.Module) -> str:
     for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_library(name: str, weights: str, library: str | None) -> None:
+    """Raise ValueError if ``weights`` is the word for a library that does not have the network."""
+    if weights in (TORCHVISION, TIMM) and weights != library:
+        raise ValueError(
+            f"weights: {weights} has none for {name}; need a FILE{f' or {library}' if library else ''}"
+        )
 
 
 def _put(path: str, network: nn.Module) -> None:

@@ -174,7 +174,7 @@ def read_tensors(path: Path, known: Set[str] = frozenset()) -> Mapping[str, Tens
     if why := no_file(path):
         raise CheckpointError(f"{path}: {why}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" or _is_safetensors(path):
             return _unwrapped(load_file(path), known)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -190,6 +190,12 @@ def read_tensors(path: Path, known: Set[str] = frozenset()) -> Mapping[str, Tens
     if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise CheckpointError(f"{path}: must hold a state_dict, tensors by name")
     return _unwrapped(content, known)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the content, whatever the file is called, begins as in safetensors: a length, then JSON."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], known: Set[str]) -> Mapping[str, Tensor]:

@@ -410,7 +410,9 @@ class _Run:
     def _diverged(self, what: str) -> DivergedError:
         """The error that says ``what`` happened, the likely reason, and which weights are available."""
         kept = f"; {self.state} is the checkpoint of the epoch before" if self.history and self.state else ""
-        return DivergedError(f"{what}: images that are not finite, or a learning_rate that is too high", kept)
+        return DivergedError(
+            f"{what}: images or weights that are not finite, or a learning_rate that is too high", kept
+        )
 
     def _autocast(self) -> torch.autocast:
         precision = self.plan.precision

@@ -684,6 +684,15 @@ def test_eval_prints_full_paths_and_no_top_5_of_three_classes(images, tmp_path, 
     assert set(top5) == {""}
 
 
+def test_eval_refuses_images_that_the_network_does_not_accept(images, tmp_path, capsys):
+    """Images of the data's size, or of the checkpoint's, ended in PyTorch's traceback."""
+    for data, classes in ((images, 3), ("digits", 10)):
+        model = tmp_path / f"{classes}.safetensors"
+        save_classifier(model, builder("small_vgg")(classes), "small_vgg", None, Input(64, 73, False))
+        assert run("eval", model, "--data", data) == 1
+        assert f"{model}: takes no images of 64 x 64 (mat1" in errors(capsys)
+
+
 def test_eval_refuses_networks_of_other_classes(images, tmp_path, capsys):
     four = weights(tmp_path / "four", 4)
     assert run("eval", four, "--data", images) == 1

@@ -73,8 +73,9 @@ def test_timm_weights_come_from_its_cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("classes", [7, 1000])
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "weights"])
 def test_the_number_of_classes_comes_from_the_file(tmp_path, classes, suffix):
+    """Whose name need not say that it is safetensors: it was taken for a damaged file of torch.save."""
     network = torchvision.models.get_model(TINY, num_classes=classes)
     path = tmp_path / f"w.{suffix}"
     if suffix == "pth":
@@ -188,6 +189,21 @@ def test_any_download_error_is_reported(monkeypatch):
     monkeypatch.setattr(torchvision.models, "get_model", make)
     with pytest.raises(ValueError, match=f"torchvision's weights for {TINY} could not be downloaded: Incom"):
         open_original(TINY, "torchvision", 10)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        ("tiny_original:build", "torchvision", "torchvision has none for tiny_original:build; need a FILE$"),
+        ("tiny_original:build", "timm", "timm has none for tiny_original:build; need a FILE$"),
+        ("vit_tiny_patch16_224", "torchvision", "torchvision has none for vit_.*; need a FILE or timm$"),
+    ],
+)
+def test_weights_of_a_library_that_lacks_the_network_are_refused(model, weights, message):
+    """The word was taken for the name of a file."""
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=f"^weights: {message}"):
+        open_original(model, weights, 5)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
