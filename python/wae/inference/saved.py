@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
     """Load the network that :meth:`Deployed.save` wrote into ``folder``. It runs on the CPU.
 
-    Load only files that you trust: an AOTInductor package is machine code.
+    Load only files that you trust: an AOTInductor package is machine code. Leave the folder in place: ONNX
+    Runtime and OpenVINO read it again at the first call with another number of images.
 
     Args:
         folder: the folder that was given to ``save``.

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from wae_kernels.nn import Decoder, Encoder
 
-from .bodies import feature_channels, standard_body
+from .bodies import feature_shape, standard_body
 from .classifier import WAEClassifier
 from .evaluating import in_the_mode_of
 from .haar import Haar
 from .light_cnn import high_body as light_beside
-from .network import check_is_like
+from .network import check_classes, check_is_like
 from .positions import fit_to
 
 
@@ -27,6 +27,7 @@ class PooledClassifier(nn.Linear):
     """
 
     def __init__(self, features: int, classes: int) -> None:
+        check_classes(classes)
         super().__init__(features, classes)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -61,8 +62,10 @@ def wae_around(
         size: (h, w) of ``low`` and ``high`` in pixels, half the size of the images.
 
     Raises:
-        ValueError: a body does not run on images of ``size``, there is no network of that name, or
-            ``high_body``, ``encoder`` or ``decoder`` has another dtype or device than ``low_body``.
+        ValueError: a body does not run on images of ``size``, or the bodies' features differ in more than
+            channels; there is no network of that name; ``high_body``, ``encoder`` or ``decoder`` has another
+            dtype or device than ``low_body``; ``classes`` is below 1; or ``image_scale`` or ``image_shift``
+            is not three numbers.
         ModuleNotFoundError: torchvision has no network of that name, and timm is not installed.
     """
     if isinstance(low_body, str):
@@ -73,13 +76,16 @@ def wae_around(
     given = [] if high_body is None else [high_body]
     if high_body is None:
         high_body = light_beside(low_body, 4, size)
-    low_features = feature_channels(low_body, size)
+    _, low_features, *sizes = feature_shape(low_body, size)
+    _, high_features, *others = feature_shape(high_body, size)
+    if others != sizes:
+        raise ValueError(f"high_body must return features of the sizes {sizes} of low_body's, got {others}")
     model = WAEClassifier(
         Encoder().to(like) if encoder is None else encoder,
         low_body,
         high_body,
         PooledClassifier(low_features, classes).to(like),
-        PooledClassifier(low_features + feature_channels(high_body, size), classes).to(like),
+        PooledClassifier(low_features + high_features, classes).to(like),
         image_scale,
         image_shift,
         decoder,

@@ -41,8 +41,8 @@ class FullResolution(nn.Module):
         super().__init__()
         self.network = network
         like = next(network.parameters(), torch.empty(0))
-        self.register_buffer("image_scale", numbers_like(image_scale, like))
-        self.register_buffer("image_shift", numbers_like(image_shift, like))
+        self.register_buffer("image_scale", numbers_like("image_scale", image_scale, like))
+        self.register_buffer("image_shift", numbers_like("image_shift", image_shift, like))
 
     def forward(self, image: Tensor) -> Tensor:
         """The scores of ``image``: (N, 3, H, W), uint8 or floating point."""

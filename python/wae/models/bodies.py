@@ -233,13 +233,16 @@ def without_numbers(body: nn.Module, device: str = "meta") -> nn.Module:
 
 def _try_out(light: nn.Module, body: nn.Module, size: tuple[int, int]) -> None:
     try:
-        feature_channels(light, size)
+        wanted = feature_shape(body, size)
     except ValueError as error:
-        try:
-            feature_channels(body, size)
-        except ValueError as own:
-            raise ValueError(f"the body takes no image of {size[0]} x {size[1]}: {own}") from own
+        raise ValueError(f"the body takes no image of {size[0]} x {size[1]}: {error}") from error
+    try:
+        made = feature_shape(light, size)
+    except ValueError as error:
         raise IndivisibleError(f"light_body cannot divide {error}") from error
+    if made[2:] != wanted[2:]:  # the body holds a number of channels in its code, for a view for example
+        features = f"features {tuple(wanted)} into {tuple(made)}"
+        raise IndivisibleError(f"light_body cannot divide {_called('', body)}: it turned its {features}")
 
 
 def _called(name: str, module: nn.Module) -> str:

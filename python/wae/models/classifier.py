@@ -11,7 +11,7 @@ from wae.wording import counted
 from wae_kernels.nn import Decoder, Encoder
 
 from .haar import Haar
-from .network import SideBySide, WAENetwork
+from .network import SideBySide, WAENetwork, check_classes
 from .network import fold_normalization as fold_normalization
 
 
@@ -126,6 +126,7 @@ class FlatClassifier(nn.Sequential):
     """
 
     def __init__(self, features: int, width: int, classes: int) -> None:
+        check_classes(classes)
         super().__init__(
             nn.Linear(features, width),
             nn.ReLU(inplace=True),

@@ -6,11 +6,13 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from wae.wording import shown
 from wae_kernels.nn import Decoder, Encoder
 
 from .autoencoder import reconstruct
@@ -53,8 +55,8 @@ class WAENetwork(nn.Module, ABC):
         like = encoder.low.weight
         self.low_norm = nn.BatchNorm2d(encoder.low.out_channels, affine=False).to(like)
         self.high_norm = nn.BatchNorm2d(encoder.high.out_channels, affine=False).to(like)
-        self.register_buffer("image_scale", numbers_like(image_scale, like))
-        self.register_buffer("image_shift", numbers_like(image_shift, like))
+        self.register_buffer("image_scale", numbers_like("image_scale", image_scale, like))
+        self.register_buffer("image_shift", numbers_like("image_shift", image_shift, like))
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Tell torch.jit.script, which calls this, that it cannot compile the network."""
@@ -92,12 +94,23 @@ class WAENetwork(nn.Module, ABC):
         return reconstruct(self.decoder, low, high, size, self.image_scale, self.image_shift)
 
 
-def numbers_like(values: Sequence[float], like: Tensor) -> Tensor:
+def numbers_like(name: str, values: Sequence[float], like: Tensor) -> Tensor:
     """``values`` as a tensor with the dtype and the device of ``like``.
 
-    If that is "meta", where values are lost, the tensor is on the default device.
+    If that is "meta", where values are lost, the tensor is on the default device. Raises ValueError, which
+    starts with ``name``, unless there are three values.
     """
-    return torch.tensor(values, dtype=like.dtype, device=None if like.is_meta else like.device)
+    device = None if like.is_meta else like.device
+    numbers = torch.as_tensor(values, dtype=like.dtype, device=device).clone()
+    if numbers.shape != (3,):
+        raise ValueError(f"{name} must be three numbers, got {shown(values)}")
+    return numbers
+
+
+def check_classes(classes: object) -> None:
+    """Raise ValueError unless ``classes``, a number of scores, is an integer of at least 1."""
+    if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 1:
+        raise ValueError(f"classes must be an integer of at least 1, got {shown(classes)}")
 
 
 def check_is_like(name: str, given: nn.Module | None, network: Tensor) -> None:

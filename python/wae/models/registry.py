@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wae.errors import WaeError
-from wae.wording import shown
 from wae_kernels.nn import Encoder
 
 from .accelerated import Form, accelerated
@@ -39,6 +38,7 @@ from .baselines import AtSize, FullResolution, HalfResolution, vgg16_half, wavel
 from .bodies import is_timm, is_torchvision, standard_body, standard_network
 from .classifier import WAEClassifier
 from .counting import count
+from .network import check_classes
 from .resnet50 import wae_resnet50
 from .segmentation import networks as segmentation
 from .small_vgg import (
@@ -144,8 +144,7 @@ def build(name: str, classes: int | None = None, form: Form | None = None) -> nn
         raise NetworkError(f"there is no network {name}; known are {known()}")
     try:
         number = _standard(name)[0] if classes is None else classes
-        if type(number) is not int or number < 1:
-            raise ValueError(f"classes must be an integer of at least 1, got {shown(classes)}")
+        check_classes(number)
         return make(number) if form is None else accelerated(_alone(name.removeprefix("wae_"), number), form)
     except ValueError as error:
         raise NetworkError(f"{name} cannot be built: {error}") from error

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from wae.models.around import wae_around
-from wae.models.bodies import feature_channels, light_body, standard_body, widen_input
+from wae.models.bodies import IndivisibleError, feature_channels, light_body, standard_body, widen_input
 from wae.models.vgg16 import vgg16_body
 from wae_kernels.nn import Decoder, Encoder
 
@@ -260,10 +260,38 @@ def test_widen_input_changes_the_first_convolution():
 @pytest.mark.parametrize("name", ["high_body", "encoder", "decoder"])
 def test_parts_of_another_dtype_are_refused(name):
     """It used to fail at the first image or, for a decoder, at the first reconstruction."""
-    given = {"high_body": nn.Conv2d(3, 4, 3), "encoder": Encoder(), "decoder": Decoder()}[name]
+    given = {"high_body": nn.Conv2d(3, 4, 3, stride=8), "encoder": Encoder(), "decoder": Decoder()}[name]
     body = nn.Conv2d(3, 64, 3, stride=8).double()
     wanted = f"{name} is torch.float32 on cpu, but the network is torch.float64 on cpu"
     with pytest.raises(ValueError, match=wanted):
         wae_around(body, size=(32, 32), **{name: given})
     model = wae_around(body, size=(32, 32), **{name: given.double()})
     assert getattr(model, name) is given
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"classes": 0}, "classes must be an integer of at least 1, got 0"),
+        ({"classes": 2.5}, r"classes must be an integer of at least 1, got 2\.5"),
+        ({"image_scale": 1.0}, r"image_scale must be three numbers, got 1\.0"),
+        ({"image_shift": (0.0, 1.0)}, r"image_shift must be three numbers, got \(0\.0, 1\.0\)"),
+        ({"high_body": nn.Conv2d(3, 4, 3)}, r"sizes \[12, 14\] of low_body's, got \[10, 12\]"),
+    ],
+    ids=["no class", "part of a class", "scale", "shift", "high body"],
+)
+def test_arguments_that_fail_at_the_first_image_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        wae_around(nn.Conv2d(3, 8, 3, padding=1), size=(12, 14), **wrong)
+
+
+class Viewed(nn.Conv2d):
+    """Has its number of channels in its code."""
+
+    def forward(self, image):
+        return super().forward(image).view(len(image), 16, -1)
+
+
+def test_a_number_of_channels_in_the_code_is_not_divided():
+    with pytest.raises(IndivisibleError, match=r"\(1, 16, 168\) into \(1, 16, 42\)"):
+        light_body(nn.Sequential(Viewed(3, 16, 3, padding=1)), size=(12, 14))
