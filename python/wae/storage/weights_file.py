@@ -113,7 +113,7 @@ def load(
     for wanted, prefix in ((optimizer, _OPTIMIZER), (average, _AVERAGE)):
         if wanted is not None and not parts[prefix] and not _keeps_nothing(wanted):
             kind = prefix.rstrip(".")
-            raise CheckpointError(f"{path}: training cannot go on from here: there is no {kind} state")
+            raise CheckpointError(f"{path}: training cannot resume from it: there is no {kind} state")
     _check(path, model, parts[""])
     if average is not None:
         _check(path, average, parts[_AVERAGE])

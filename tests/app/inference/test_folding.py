@@ -286,7 +286,7 @@ def test_layers_that_are_more_than_their_tensors_are_not_folded(change, left, pa
 
 
 def test_a_norm_over_tokens_is_not_folded_into_the_matrix_before_it():
-    """The matrix is over channels, of which there are as many as tokens: the shapes would fit."""
+    """The norm is over tokens, the matrix over channels. There are three of each, so the shapes would fit."""
     layers = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Flatten(2), nn.Linear(SIZE[0] * SIZE[1], 3)
     network = with_statistics(nn.Sequential(*layers, nn.BatchNorm1d(3), nn.Flatten()))
     with torch.no_grad():

@@ -189,13 +189,13 @@ def test_labels_of_the_wrong_shape_are_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "message"),
     [(5, "labels must be below 5, .* got 5"), (torch.nan, "got nan"), (-1, "all labels are negative")],
 )
-def test_labels_that_are_not_classes_are_refused(label, told, model):
+def test_labels_that_are_not_classes_are_refused(label, message, model):
     """Such as 255 for pixels that do not count: the accuracy, and so the drop, would be wrong or NaN."""
     data = [(images(20), torch.full((20,), label))]
-    with pytest.raises(CalibrationError, match=told):
+    with pytest.raises(CalibrationError, match=message):
         deploy(model, SIZE, engine="eager", calibration=data, calibration_images=10)
 
 

@@ -217,12 +217,12 @@ def test_an_engine_gets_full_batches_only(monkeypatch):
 def test_json_lines_and_exit_status(photos, weights, capsys):
     assert run(photos, "--weights", weights, "--top", 2) == 1
     printed = capsys.readouterr()
-    told = lines(printed.out)
-    assert [Path(entry["path"]) for entry in told] == [photos / name for name in ALL]
+    entries = lines(printed.out)
+    assert [Path(entry["path"]) for entry in entries] == [photos / name for name in ALL]
     assert printed.err.startswith(f"wae: {photos / 'broken.png'}: this is not an image")
     assert printed.err.endswith("wae: left out: 2 hidden, 1 of other types (.txt)\n")
     assert printed.err.count("\n") == 2
-    for entry in told:
+    for entry in entries:
         if "error" in entry:
             assert entry["path"].endswith("broken.png")
             assert list(entry) == ["path", "error"]
@@ -258,8 +258,8 @@ def test_without_labels_the_class_numbers_are_printed(photos, weights, capsys):
 def test_an_engine_predicts_the_same(photos, weights, capsys):
     assert run(photos / "sub", "--weights", weights) == 0
     assert run(photos / "sub", "--weights", weights, "--engine", "eager") == 0
-    told = [c for entry in lines(capsys.readouterr().out) for c in entry["classes"]]
-    plain, deployed = told[: len(told) // 2], told[len(told) // 2 :]
+    classes = [c for entry in lines(capsys.readouterr().out) for c in entry["classes"]]
+    plain, deployed = classes[: len(classes) // 2], classes[len(classes) // 2 :]
     assert [c["class"] for c in deployed] == [c["class"] for c in plain]
     assert [c["probability"] for c in deployed] == pytest.approx([c["probability"] for c in plain], abs=1e-4)
     assert run(photos, "--weights", weights, "--engine", "steam") == 2
@@ -405,8 +405,8 @@ def shown_on_a_terminal(monkeypatch, streams, *arguments):
 def test_on_a_terminal_the_bar_is_on_stderr_alone(photos, weights, monkeypatch, capsys):
     status, shown = shown_on_a_terminal(monkeypatch, ["stderr"], photos, "--weights", weights)
     assert status == 1
-    told = lines(capsys.readouterr().out)
-    assert [Path(entry["path"]) for entry in told] == [photos / name for name in ALL]
+    entries = lines(capsys.readouterr().out)
+    assert [Path(entry["path"]) for entry in entries] == [photos / name for name in ALL]
     assert "preparing the network" in shown  # which takes some engines minutes
     assert "0/7" in shown
     assert "broken.png" in shown

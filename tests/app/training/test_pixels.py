@@ -169,7 +169,7 @@ def test_rare_classes_count_more_and_ignored_pixels_do_not_count():
                                F.cross_entropy(scores[:, :, 0, 0], labels[:, 0, 0].clamp(min=0)))  # fmt: skip
 
 
-def test_the_mimic_loss_of_pixels_is_that_of_as_many_images():
+def test_the_mimic_loss_treats_each_pixel_as_an_image():
     torch.manual_seed(0)
     scores, wanted = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     flat = (x.permute(0, 2, 3, 1).reshape(-1, 3) for x in (scores, wanted))

@@ -48,14 +48,14 @@ def test_lasting_scales_warm_up_and_step_epochs():
 
 
 def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
-    whole = plan.find("digits")
-    assert [stage.kind for stage in whole.only("transform", "joint").stages] == ["transform", "joint"]
-    plain = whole.without_encoder()
+    full = plan.find("digits")
+    assert [stage.kind for stage in full.only("transform", "joint").stages] == ["transform", "joint"]
+    plain = full.without_encoder()
     assert [stage.kind for stage in plain.stages] == ["classifier", "classifier"]
-    assert plain.stages[1] == replace(whole.stages[2], kind="classifier")
+    assert plain.stages[1] == replace(full.stages[2], kind="classifier")
     assert plain.start == "random"
     with pytest.raises(PlanError, match="one stage with labels, because wae_small_vgg has no encoder"):
-        whole.only("transform").without_encoder()
+        full.only("transform").without_encoder()
     with pytest.raises(PlanError, match="at least one stage of kind transform, got classifier, classifier"):
         plain.only("transform")
 

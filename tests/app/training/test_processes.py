@@ -238,9 +238,9 @@ class Node:
 
     def ended(self) -> str:
         """Wait until it has ended; what it printed."""
-        said, _ = self.process.communicate(timeout=300)
+        output, _ = self.process.communicate(timeout=300)
         assert self.process.returncode == 0
-        return said
+        return output
 
     def kill(self) -> None:
         self.process.kill()
@@ -265,11 +265,11 @@ def test_replacing_a_lost_machine_does_not_change_the_losses(machines: list[int]
             time.sleep(0.02)
         nodes[1].kill()
         nodes[1] = start(machines[1], 1)
-        said = "".join(node.ended() for node in nodes)
+        output = "".join(node.ended() for node in nodes)
     finally:
         for node in nodes:
             node.kill()
-    assert said.count("resuming after stage 1/1") == 1
+    assert output.count("resuming after stage 1/1") == 1
 
     subprocess.run(
         [*TORCHRUN, *options.split(), str(undisturbed)],

@@ -224,11 +224,11 @@ def test_torchrun_restarts_a_killed_worker_with_the_same_command(small_plan, tmp
                 time.sleep(0.05)
             previous = {*there.values()}
             os.kill(there[rank], signal.SIGKILL)
-        said, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0
-    assert said.count("resuming after stage 1/1") == 2
+    assert output.count("resuming after stage 1/1") == 2
     assert epochs_in(log) == 12
 
     expected = tmp_path / "uninterrupted"
@@ -281,8 +281,8 @@ def test_training_starts_in_a_folder_without_a_checkpoint(tmp_path, left):
 
 
 def test_a_pixel_limit_that_leaves_out_no_image_may_change_on_resume(tmp_path):
-    begun = session.Session(find("digits"), "digits", tmp_path, body_weights="torchvision", max_pixels=9)
-    assert begun._sources() == {"--body-weights": "torchvision", "--on-corrupt": "error"}
+    training = session.Session(find("digits"), "digits", tmp_path, body_weights="torchvision", max_pixels=9)
+    assert training._sources() == {"--body-weights": "torchvision", "--on-corrupt": "error"}
 
 
 def test_images_of_a_wrong_size_are_refused_before_anything_is_computed():

@@ -117,8 +117,8 @@ def test_resume_after_interruption_gives_the_same_weights(photos, tmp_path, shor
 
 def test_resume_without_a_checkpoint_starts_a_training(photos, tmp_path):
     path = tmp_path / "weights"
-    begun = stage1.train(photos, QUICK, crop=16, path=path, resume=True)
-    assert states_equal(begun, stage1.train(photos, QUICK, crop=16))
+    trained = stage1.train(photos, QUICK, crop=16, path=path, resume=True)
+    assert states_equal(trained, stage1.train(photos, QUICK, crop=16))
 
 
 def test_resume_needs_a_checkpoint_of_the_same_training(photos, tmp_path, monkeypatch):

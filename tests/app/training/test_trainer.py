@@ -205,13 +205,25 @@ def test_frozen_weights_and_a_decoder_without_a_loss_do_not_change(weight):
     assert {name for name, p in model.named_parameters() if p.requires_grad} == names
 
 
-def test_training_lowers_every_loss_and_raises_the_accuracy():
+def test_training_lowers_the_losses_and_raises_the_accuracy():
     first, last = run(replace(PLAN, stages=(PLAN.stages[0], replace(JOINT, epochs=30))))[1][2:][::29]
     assert last.losses["cross entropy"] < 0.5 * first.losses["cross entropy"]
     assert last.losses["reconstruction"] < first.losses["reconstruction"]
     assert last.accuracy.top1 > 0.9
     assert last.accuracy.top5 == 1.0  # of three classes
     assert last.accuracy.images == 32
+
+
+def test_any_classifier_can_be_trained_on_labels_alone():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).double()
+    images = image_set()
+    images.batch = lambda indices, epoch: (
+        images.images[list(indices)].double() / 99,
+        images.targets[list(indices)],
+    )
+    history = train(model, only(replace(PLAN.stages[1], epochs=5)), images, images)
+    assert history[-1].accuracy.top1 == 1.0
+    assert model.training
 
 
 def test_the_losses_of_an_epoch_are_the_means_of_its_steps():
@@ -782,7 +794,7 @@ def test_a_moving_average_is_saved_and_loaded(tmp_path):
     assert_same(state(one), state(model))
     assert_same(state(other), state(average))
     weights_file.save(path, model, {}, force=True)
-    with pytest.raises(CheckpointError, match="cannot go on from here: there is no average state"):
+    with pytest.raises(CheckpointError, match="training cannot resume from it: there is no average state"):
         weights_file.load(path, one, average=other)
 
 
@@ -1046,15 +1058,3 @@ def test_the_accuracy_counted_by_two_processes_is_that_of_the_saved_weights(shar
     recipe = weights_file.load(shared / name, model)
     loss = evaluate(model, image_set(augment=False)).loss
     assert recipe["history"][-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
-
-
-def test_any_classifier_can_be_trained_on_labels_alone():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3)).double()
-    images = image_set()
-    images.batch = lambda indices, epoch: (
-        images.images[list(indices)].double() / 99,
-        images.targets[list(indices)],
-    )
-    history = train(model, only(replace(PLAN.stages[1], epochs=5)), images, images)
-    assert history[-1].accuracy.top1 > history[0].accuracy.top1 - 0.2
-    assert model.training
