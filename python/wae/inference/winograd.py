@@ -64,8 +64,7 @@ def replaced(network: nn.Module) -> nn.Module:
     A ReLU becomes part of the convolution before it if nothing else reads that convolution's result and
     torch.fx can trace the module that holds both.
     """
-    with torch.autocast("cpu", enabled=False):  # weights are packed without a cast
-        return _replaced(copy.deepcopy(network)).eval()
+    return _replaced(copy.deepcopy(network)).eval()
 
 
 def _replaced(network: nn.Module) -> nn.Module:

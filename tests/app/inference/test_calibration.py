@@ -31,6 +31,8 @@ def test_labels_stay_with_their_images():
     batches = [(torch.full((2, 3, *SIZE), float(n)), torch.tensor([n, n])) for n in range(10)]
     found = gather(iter(batches), SIZE, 10, True)
     assert torch.equal(found.held_out[:, 0, 0, 0].long(), found.labels)
+    batches[3] = batches[3][:1]  # without labels
+    assert gather(batches, SIZE, 10, True).labels is None
 
 
 def test_a_loader_without_labels_may_yield_lists_of_one_tensor():
