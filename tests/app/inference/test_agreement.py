@@ -78,8 +78,13 @@ def test_a_network_that_changes_its_input_is_compared_on_the_original_images(ima
     options = {"calibration": images, "calibration_images": 10}
     deployed = deploy(network, SIZE, engine="eager", **options)
     export(network, tmp_path / "a", "torch", SIZE, image_dtype=torch.float32, **options)
-    for batch in (1, 2, 2):  # the first call with two prepares the engine for any number, and is checked too
-        given = torch.randn(batch, 3, *SIZE)
+    for batch, memory_format in (
+        (1, torch.contiguous_format),
+        (1, torch.channels_last),
+        (2, torch.channels_last),  # prepares the engine for any number of images, and is checked too
+        (2, torch.channels_last),
+    ):
+        given = torch.randn(batch, 3, *SIZE).contiguous(memory_format=memory_format)
         before = given.clone()
         assert_close(deployed(given), network(before.clone()))
         assert torch.equal(given, before)
