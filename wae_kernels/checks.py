@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ._load import schemas
 from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters
 
 _OWN_NAMES = {
@@ -109,6 +110,9 @@ def _joined(sizes: Iterable[str]) -> str:
     return f"({', '.join(sizes)})"
 
 
+_OPTIONAL = {name for schema in schemas() for name in re.findall(r"Tensor\? (\w+)", schema)}
+
+
 class _Checker:
     """Checks a call's arguments against the tables, given the sizes and dtypes that earlier ones fixed."""
 
@@ -119,13 +123,15 @@ class _Checker:
         self.network: tuple[str, torch.dtype] | None = None
         self.parameter: tuple[str, torch.dtype] | None = None
 
-    def check(self, table: str, *values: Tensor | Sequence[int] | None) -> None:
+    def check(self, table: str, *values: Any) -> None:
         """Raise RuntimeError for the first of ``values`` that its row of ``table`` does not take."""
         for argument, value in zip(TABLES[table], values, strict=True):
-            if isinstance(value, Tensor):
-                self.check_tensor(argument, value)
-            elif value is not None:
+            if argument.dtype == "numbers":
                 self.check_sizes(argument, value)
+            elif isinstance(value, Tensor):
+                self.check_tensor(argument, value)
+            elif value is not None or argument.name not in _OPTIONAL:
+                self.fail(argument, "be a tensor", type(value).__name__)
 
     def check_tensor(self, argument: Argument, tensor: Tensor) -> None:
         if tensor.layout != torch.strided:
@@ -218,6 +224,13 @@ def check_encode(
     """Check the arguments of ``wae::encode``."""
     _Checker(op).check("encoder", image, *parameters, image_scale, image_shift)
     check_results(dtype, memory_format)
+
+
+def check_images(op: str, **images: object) -> None:
+    """Check that an op's ``images`` are tensors, or what stands for them while torch.fx traces."""
+    for name, image in images.items():
+        if not isinstance(image, Tensor | torch.fx.Proxy):
+            raise RuntimeError(f"wae::{op}: {name} must be a tensor, got {type(image).__name__}")
 
 
 def check_results(dtype: torch.dtype | None, memory_format: torch.memory_format | None) -> None:

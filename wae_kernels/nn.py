@@ -22,7 +22,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from . import _load
-from .checks import check_results
+from .checks import check_images, check_results
 from .ops import run_decode, run_decode_scores, run_encode
 from .parameters import KERNEL_WIDTH
 from .reference import format_of, given_as, laid_out, normalize_image, read_by
@@ -82,8 +82,9 @@ def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, .
         if tensors is None:
             return None
         inputs = (*images, *tensors)
-    # The op refuses meta parameters with a real image. If torch.fx is tracing the image, is_meta is no bool.
-    if images[0].is_meta is True and not all(t.is_meta for t in inputs):
+    # The op refuses meta parameters with a real image. If torch.fx is tracing the image, is_meta is no bool;
+    # what is no tensor has none, and the op refuses it.
+    if getattr(images[0], "is_meta", None) is True and not all(t.is_meta for t in inputs):
         return None
     return inputs
 
@@ -170,9 +171,10 @@ def _dtype_of(module: Any, image: Tensor) -> torch.dtype:
 
 
 def _decoded(
-    module: Any, low: Tensor, high: Tensor, output_size: Sequence[int], *convolutions: nn.Module
+    op: str, module: Any, low: Tensor, high: Tensor, output_size: Sequence[int], *convolutions: nn.Module
 ) -> Tensor:
-    """A decoder's result, computed by calling its layers."""
+    """A decoder's result, the same as that of ``op``, computed by calling its layers."""
+    check_images(op, low=low, high=high)
     size = list(output_size)
     wide_low, wide_high = read_by(_dtype_of(module, low), low, high)
     x = F.relu(module.low(wide_low, size) + module.high(wide_high, size))
@@ -223,6 +225,8 @@ class Encoder(nn.Module):
                 inputs += (image_scale, image_shift)  # passing two Nones would take time, too
             results: tuple[Tensor, Tensor] = run_encode(inputs)
             return results
+        affine = {"image_scale": image_scale, "image_shift": image_shift}
+        check_images("encode", image=image, **{n: t for n, t in affine.items() if t is not None})
         check_results(dtype, memory_format)
         x = normalize_image(image, _dtype_of(self, image), image_scale, image_shift)
         for layer in (self.conv1, self.conv2, self.conv3):
@@ -254,7 +258,7 @@ class Decoder(nn.Module):
         if inputs is not None:
             fused: Tensor = run_decode((*inputs, output_size))
             return fused
-        return _decoded(self, low, high, output_size, self.conv1, self.conv2, self.conv3)
+        return _decoded("decode", self, low, high, output_size, self.conv1, self.conv2, self.conv3)
 
 
 class ScoreDecoder(nn.Module):
@@ -284,4 +288,4 @@ class ScoreDecoder(nn.Module):
         if inputs is not None:
             fused: Tensor = run_decode_scores((*inputs, output_size))
             return fused
-        return _decoded(self, low, high, output_size, self.conv1, self.conv2)
+        return _decoded("decode_scores", self, low, high, output_size, self.conv1, self.conv2)

@@ -25,7 +25,9 @@ def _as_an_op(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def call(*inputs: Any) -> Any:
-        device = inputs[0].device.type
+        device = (
+            inputs[0].device.type if isinstance(inputs[0], Tensor) else None
+        )  # the reference refuses others
         if device in registration.AUTOCAST and torch.is_autocast_enabled(device):
             return function(*(reference.cast(value, torch.float32) for value in inputs))
         return function(*inputs)
@@ -69,8 +71,10 @@ def run_decode_scores(inputs: Sequence[Any]) -> Any:
     Only CPUs have a kernel of it. On other devices the reference is called directly, so that torch can fuse
     and differentiate its operators.
     """
-    low = inputs[0]  # is_cpu is no bool if torch.fx is tracing
-    return _scores_by_reference(*inputs) if low.is_cpu is False else _run_decode_scores(inputs)
+    is_cpu = getattr(
+        inputs[0], "is_cpu", None
+    )  # no bool if torch.fx is tracing; the op refuses what has none
+    return _scores_by_reference(*inputs) if is_cpu is False else _run_decode_scores(inputs)
 
 
 def encode(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -186,6 +187,26 @@ def test_called_layers_refuse_what_the_op_refuses(wrong: dict[str, Any], is_fuse
         encoder.conv2.register_forward_hook(lambda module, args, output: output)
     with pytest.raises(RuntimeError, match=f"wae::encode: {next(iter(wrong))} must be"):
         encoder(image, **wrong)
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("value", [np.zeros((1, 3, 4, 4), np.float32), [1.0]], ids=["array", "list"])
+def test_modules_name_an_argument_that_is_no_tensor(value: Any, is_fused: bool) -> None:
+    modules = Encoder(), Decoder(), ScoreDecoder(3, 3)
+    if not is_fused:
+        for module in modules:
+            module.conv1.register_forward_hook(lambda module, args, output: output)
+    encoder, *decoders = modules
+    image, half = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2)
+    wrong = [("image", encoder, (value,)), ("image_scale", encoder, (image, value))]
+    wrong += [("low", decoder, (value, half, (4, 4))) for decoder in decoders]
+    wrong += [("high", decoder, (half, value, (4, 4))) for decoder in decoders]
+    for name, module, arguments in wrong:
+        kind = type(value).__name__
+        with pytest.raises(
+            RuntimeError, match=rf"wae::.* {name} must be a tensor, got {kind}|'{name}'.*'{kind}'"
+        ):
+            module(*arguments)
 
 
 @pytest.mark.parametrize("name", ["low", "high", "conv1", "conv3"])
