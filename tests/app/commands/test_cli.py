@@ -306,6 +306,8 @@ def test_wrong_usage_exits_with_2(arguments):
         "eval w --data digits --workers 1000000",
         "eval w --data digits --workers -1",
         "eval w --data digits --seconds nan",
+        "accelerate --model m --data digits -o d --size 5000",
+        "accelerate --model m --data digits -o d --factor 65",
         "train --data digits -o d --size 100000",
         "train --data digits -o d --workers 1000000",
         "train --data digits -o d --batch 0",
