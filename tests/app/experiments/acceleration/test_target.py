@@ -15,6 +15,16 @@ CURVE = [(96, 2, 0.9), (96, 4, 0.6), (64, 2, 0.5), (64, 4, 0.4), (32, 8, 0.1)]
 KEPT = {(96, 2): 0.99, (96, 4): 0.7, (64, 2): 0.9, (64, 4): 0.8, (32, 8): 0.95}
 
 
+def timed_briefly(monkeypatch, folder, size):
+    """The measured forms of factor 4 of a tiny network that takes images of ``size``."""
+    monkeypatch.setattr(target, "SECONDS", 0.01)
+    monkeypatch.setattr(target, "_FACTORS", (4,))
+    write_crops(folder / "data", 2, 1)
+    options = {"input_size": size, "engine": "eager", "precision": "float32"}
+    settings = Settings("tiny_original:build", folder / "data", folder / "out", **options)
+    return target.timed_forms(opened(settings))
+
+
 def met(monkeypatch, tmp_path, curve=CURVE, **options):
     """The outcome with these times and accuracies; the forms tried, and the recipes of their trials."""
     curve = [{"size": size, "factor": factor, "seconds": seconds} for size, factor, seconds in curve]
@@ -70,12 +80,7 @@ def test_a_form_that_the_engine_does_not_run_is_left_out(monkeypatch, tmp_path):
         return deploy(model, size, *arguments, **options)
 
     monkeypatch.setattr(target, "deploy", some)
-    monkeypatch.setattr(target, "SECONDS", 0.01)
-    monkeypatch.setattr(target, "_FACTORS", (4,))
-    write_crops(tmp_path / "data", 2, 1)
-    options = {"input_size": 64, "engine": "eager", "precision": "float32"}
-    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
-    times = target.timed_forms(opened(settings))
+    times = timed_briefly(monkeypatch, tmp_path, 64)
     assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(64, 4)]
 
 
@@ -127,12 +132,7 @@ def test_the_sizes_for_a_small_original_are_small_too():
 
 
 def test_forms_of_few_pixels_are_measured(monkeypatch, tmp_path):
-    monkeypatch.setattr(target, "SECONDS", 0.01)
-    monkeypatch.setattr(target, "_FACTORS", (4,))
-    write_crops(tmp_path / "data", 2, 1)
-    options = {"input_size": 20, "engine": "eager", "precision": "float32"}
-    settings = Settings("tiny_original:build", tmp_path / "data", tmp_path / "out", **options)
-    times = target.timed_forms(opened(settings))
+    times = timed_briefly(monkeypatch, tmp_path, 20)
     assert [entry["size"] for entry in times["curve"]] == target._sizes(20)
 
 
