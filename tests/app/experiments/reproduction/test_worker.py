@@ -146,7 +146,7 @@ def test_workers_end_when_the_main_process_is_killed(tmp_path, sent):
         workers = [int(number) for number in process.stdout.readline().split()]
         assert len(workers) == 2
         process.send_signal(sent)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(map(is_running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
