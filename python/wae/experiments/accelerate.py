@@ -29,7 +29,7 @@ from wae.training.processes import is_first, joined
 from wae.training.session import MODEL, STATE, rehearse
 from wae.wording import counted
 
-from .acceleration import report, rivals
+from .acceleration import baselines, report
 from .acceleration.data import Loader, in_memory
 from .acceleration.deployment import deploy_all, write_onnx
 from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, alone, clear, open_record
@@ -163,8 +163,8 @@ def train_all(task: Task, record: Record) -> Form:
     record.once("training", lambda: train_accelerated(task, form, recipe))
     if is_first():  # only now: until the training is on the record, a stopped run resumes from this file
         (settings.folder / STATE).unlink(missing_ok=True)
-    for name in rivals.NAMES if settings.compare else ():
-        record.once(f"rival: {name}", partial(rivals.train_rival, task, record, name, form, recipe))
+    for name in baselines.NAMES if settings.compare else ():
+        record.once(f"baseline: {name}", partial(baselines.train_baseline, task, record, name, form, recipe))
         forget(task, name)
     forget_all(task)
     return form

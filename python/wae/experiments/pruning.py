@@ -18,6 +18,9 @@ METHODS = ("L1 groups", "Taylor")
 other layers that depend on a channel count too. Taylor: removes the channels of any layer that change the
 loss least, estimated by its gradient."""
 
+PRUNED = {f"pruned, {method}": method for method in METHODS}
+"""The pruned networks by their names in tables, and the method of each."""
+
 _MAX_RATIO = 0.9  # of a layer's channels
 _BISECTIONS = 6
 

@@ -27,7 +27,7 @@ from wae import cli
 from wae.data.dataset import DatasetError
 from wae.data.folder import image_folder
 from wae.experiments import accelerate
-from wae.experiments.acceleration import deployment, rivals
+from wae.experiments.acceleration import baselines, deployment
 from wae.experiments.acceleration.folder import Record, open_record
 from wae.experiments.acceleration.settings import Settings
 from wae.inference.agreement import DisagreementError
@@ -251,15 +251,15 @@ def test_baselines_are_trained_and_reported(tmp_path):
     wae.accelerate(build(), loaders(), tmp_path / "out", **options, **FAST)
     found = json.loads((tmp_path / "out" / "accelerate.json").read_text())["found"]
     text = (tmp_path / "out" / "report.md").read_text()
-    for rival in rivals.NAMES:
-        if reason := found[f"rival: {rival}"].get("left out"):
+    for baseline in baselines.NAMES:
+        if reason := found[f"baseline: {baseline}"].get("left out"):
             assert "Torch-Pruning is not installed" in reason
-            assert f"- {rival} is left out: {reason}" in text
+            assert f"- {baseline} is left out: {reason}" in text
         else:
-            assert found["deployed"][rival]["accuracy"] > 0.8
-            assert text.count(f"| {rival} |") == 2
-    assert found["rival: half resolution"]["side"] == SIDE // 2
-    deployed = [name for name in ("original", "accelerated", *rivals.NAMES) if name in found["deployed"]]
+            assert found["deployed"][baseline]["accuracy"] > 0.8
+            assert text.count(f"| {baseline} |") == 2
+    assert found["baseline: half resolution"]["side"] == SIDE // 2
+    deployed = [name for name in ("original", "accelerated", *baselines.NAMES) if name in found["deployed"]]
     adds = {name: found["deployed"][name]["multiply_adds"] for name in deployed}
     assert adds["half resolution"] < 0.3 * adds["original"]
     assert adds["half, equal cost"] <= min(adds["accelerated"], adds["original"])
@@ -468,8 +468,8 @@ def test_files_left_out_of_a_folder_are_reported(tmp_path):
 def test_a_baselines_checkpoint_is_kept_until_its_result_is_recorded(tmp_path, monkeypatch):
     """A run that was stopped in between trained the baseline again, from its first epoch."""
     task, _ = task_of(tmp_path, plan=Plan("x", (Stage("joint", 1, 1e-3),), batch=10), compare=True)
-    monkeypatch.setattr(rivals, "NAMES", (rivals.HALF,))
-    monkeypatch.setattr(rivals, "size_or_ratio", lambda *arguments: {"side": SIDE // 2})
+    monkeypatch.setattr(baselines, "NAMES", (baselines.HALF,))
+    monkeypatch.setattr(baselines, "size_or_ratio", lambda *arguments: {"side": SIDE // 2})
     recorded, write = [], Record.write
 
     def write_it(record):
@@ -478,7 +478,7 @@ def test_a_baselines_checkpoint_is_kept_until_its_result_is_recorded(tmp_path, m
 
     monkeypatch.setattr(Record, "write", write_it)
     accelerate.train_all(task, open_record(tmp_path, task.as_dict()))
-    assert recorded[-1] == (recorded[-2][0] | {f"rival: {rivals.HALF}"}, {rivals.HALF})
+    assert recorded[-1] == (recorded[-2][0] | {f"baseline: {baselines.HALF}"}, {baselines.HALF})
     assert not list((tmp_path / "trials").iterdir())
 
 

@@ -11,7 +11,7 @@
     training     trainings that resume after an interruption
     trials       choices made by short trainings
     target       the image size and the light body that are fast enough
-    rivals       the baselines of --compare
+    baselines    the baselines of --compare
     measuring    accuracy and time
     deployment   every network in its fastest form; the ONNX file
     report       report.md, report.html

@@ -20,7 +20,7 @@ from wae.models.classifier import WAEClassifier
 from wae.models.counting import count
 from wae.wording import first_line
 
-from . import rivals
+from . import baselines
 from .folder import DEPLOYED, ONNX, Record
 from .measuring import SECONDS, accuracies, call, images_of_a_call, timed
 from .task import Task
@@ -102,13 +102,13 @@ def _contenders(task: Task, record: Record, model: WAEClassifier, size: int) -> 
         "original": _Contender(stock, task.side, fastest(task, stock, task.side)),
         "accelerated": _Contender(model, size, fastest(task, model, size)),
     }
-    for name in rivals.NAMES:
-        result = record.found.get(f"rival: {name}", {"left out": ""})
+    for name in baselines.NAMES:
+        result = record.found.get(f"baseline: {name}", {"left out": ""})
         if "left out" in result:
             continue
-        rival = rivals.trained_rival(task, name, result)
+        baseline = baselines.trained_baseline(task, name, result)
         try:
-            contenders[name] = _Contender(rival, task.side, fastest(task, rival, task.side))
+            contenders[name] = _Contender(baseline, task.side, fastest(task, baseline, task.side))
         except (EngineError, DisagreementError) as error:
             result["left out"] = first_line(error)
     return contenders

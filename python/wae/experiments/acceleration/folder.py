@@ -4,7 +4,8 @@
 
     folder/accelerate.json   the settings, and what each step found: a stopped run resumes from it
           /plan.toml, state.safetensors, log.jsonl, tensorboard/, model.safetensors: as in wae train
-          /trials/, rivals/  checkpoints of the other trainings, until they are done; the trained baselines
+          /trials/           checkpoints of the other trainings, until they are done
+          /baselines/        the trained baselines
           /deployed/         for wae.load_deployed
           /model.onnx        if ONNX Runtime is installed
           /original.safetensors  the original's weights, if it was given a new head
@@ -33,9 +34,10 @@ from wae.training.small_data import ADAMW
 from . import report
 from .settings import DEFAULTS, MIRRORED
 
-RECORD, DEPLOYED, ONNX, TRIALS, RIVALS = "accelerate.json", "deployed", "model.onnx", "trials", "rivals"
+RECORD, DEPLOYED, ONNX, TRIALS, BASELINES = "accelerate.json", "deployed", "model.onnx", "trials", "baselines"
 ORIGINAL = "original.safetensors"
 
+_OLD_BASELINES = "rivals"  # the baselines' folder in earlier versions
 _PLAIN_TEACHER = re.compile(r"trial: .*, mimic (?!0$)[^ ,]+")
 
 
@@ -52,7 +54,7 @@ def clear(folder: Path) -> None:
     """Remove the files that an acceleration wrote, the record last. Other files stay."""
     if not (folder / RECORD).exists():
         return
-    for name in (TENSORBOARD, TRIALS, DEPLOYED, RIVALS):
+    for name in (TENSORBOARD, TRIALS, DEPLOYED, BASELINES):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *report.FILES, RECORD):
         (folder / name).unlink(missing_ok=True)
@@ -88,6 +90,8 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         CheckpointError: the record is damaged, or was begun with other settings.
     """
     path = folder / RECORD
+    if is_first() and (folder / _OLD_BASELINES).is_dir():
+        (folder / _OLD_BASELINES).rename(folder / BASELINES)
     entries = list(folder.glob("[!.]*")) if is_first() else []
     if not agreed(path.exists()):
         if entries:
@@ -111,9 +115,11 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
 def _as_called_now(made: dict[str, Any]) -> dict[str, Any]:
     """The results of a record under today's names.
 
-    Earlier versions always used AdamW, and did not name mirrored scores in their trials.
+    Earlier versions always used AdamW, did not name mirrored scores in their trials, and called baselines
+    rivals.
     """
-    found: dict[str, Any] = dict(made["found"])
+    named = dict(made["found"]).items()
+    found: dict[str, Any] = {re.sub("^rival: ", "baseline: ", name): value for name, value in named}
     if "optimizer" not in made["settings"]:
         found.setdefault("optimizer", {"name": ADAMW})
     if not made["settings"].get("mimic_mirrored"):

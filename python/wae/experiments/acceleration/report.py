@@ -52,7 +52,7 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
         Row("accelerated", "PyTorch", training["accuracy"], new["eager seconds"], adds[1]),
         Row("accelerated", how(new), new["accuracy"], new["seconds"], adds[1]),
     ]
-    for name, trained in _rivals(found).items():
+    for name, trained in _entries(found, "baseline: ").items():
         if side := deployed.get(name):
             table += [
                 Row(name, "PyTorch", trained["accuracy"], side["eager seconds"], side["multiply_adds"]),
@@ -61,9 +61,9 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
     return table
 
 
-def _rivals(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of each baseline; empty without ``compare``."""
-    return {key.removeprefix("rival: "): value for key, value in found.items() if key.startswith("rival: ")}
+def _entries(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The entries whose names begin with ``kind``, without it."""
+    return {key.removeprefix(kind): value for key, value in found.items() if key.startswith(kind)}
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -178,11 +178,7 @@ def _of_target(found: Mapping[str, Any]) -> _Table:
 
 
 def _of_trials(found: Mapping[str, Any]) -> _Table:
-    cells = [
-        [key.removeprefix("trial: "), outcome(value)]
-        for key, value in found.items()
-        if key.startswith("trial: ")
-    ]
+    cells = [[name, outcome(value)] for name, value in _entries(found, "trial: ").items()]
     return _Table("Short trials, on held-out training images", ["trial", "top-1 accuracy"], cells)
 
 
@@ -212,13 +208,13 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         outcome = "met" if new["seconds"] <= allowed else "missed"
         times = f"{1e3 * new['seconds']:.2f} ms, the target is at most {1e3 * allowed:.2f} ms"
         notes.append(f"The deployed network {outcome} the target: {times}.")
-    for name, rival in _rivals(found).items():
-        if "left out" in rival:
-            notes.append(f"{name} is left out: {rival['left out']}.")
-        elif "ratio" in rival:
-            notes.append(f"{name}: {rival['ratio']:.0%} of the channels were removed.")
+    for name, baseline in _entries(found, "baseline: ").items():
+        if "left out" in baseline:
+            notes.append(f"{name} is left out: {baseline['left out']}.")
+        elif "ratio" in baseline:
+            notes.append(f"{name}: {baseline['ratio']:.0%} of the channels were removed.")
         else:
-            notes.append(f"{name}: sees images of {rival['side']} x {rival['side']}.")
+            notes.append(f"{name}: sees images of {baseline['side']} x {baseline['side']}.")
     original = found["original"]
     classes = zip(original["labels"], original["classes"], strict=True)
     if untested := [printable(label) for label, counts in classes if not counts["of"]]:

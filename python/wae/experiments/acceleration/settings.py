@@ -136,7 +136,7 @@ class Settings:
     start: str = "included"
     """The initial auto-encoder: ``included``, ``linear`` (fitted to the images), or a file."""
     compare: bool = False
-    """Also train, deploy and report the baselines: see :mod:`wae.experiments.acceleration.rivals`."""
+    """Also train, deploy and report the baselines: see :mod:`wae.experiments.acceleration.baselines`."""
     mimic: float | None = None
     """The weight of the distance to the original's scores; None for what trials find: see
     :func:`wae.experiments.acceleration.trials.best_distillation`."""

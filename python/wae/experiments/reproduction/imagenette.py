@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from wae.data.dataset import Dataset, DatasetError, InMemory
 from wae.data.folder import ImageFolder, image_folder
 from wae.data.input import Input
-from wae.experiments.pruning import METHODS, pruned, ratio_for
+from wae.experiments.pruning import PRUNED, pruned, ratio_for
 from wae.models.counting import count
 from wae.models.registry import build, on_meta
 from wae.storage.checkpoint import load_classifier
@@ -41,7 +41,6 @@ NETWORKS = {"small_vgg": "small_photo_vgg", "resnet18": "resnet18", "resnet50": 
 """The networks that have a recipe, and their names in :mod:`wae.models.registry`."""
 
 EQUAL_COST = "half, equal cost"
-PRUNED = {f"pruned, {method}": method for method in METHODS}
 CLASSES = 10
 _HELD_OUT_EVERY = 5  # kept_aside holds out every fifth training image
 _MAX_SHIFT = 1 / 16  # of the side, in each direction

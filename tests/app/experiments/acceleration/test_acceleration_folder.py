@@ -4,7 +4,7 @@ import pytest
 from accelerations import task_of
 from tiny_original import SIDE
 
-from wae.experiments.acceleration.folder import RECORD, Record, open_record
+from wae.experiments.acceleration.folder import BASELINES, RECORD, Record, open_record
 from wae.storage.weights_file import CheckpointError
 
 
@@ -31,6 +31,15 @@ def test_trials_of_a_mirrored_teacher_lose_their_old_names(tmp_path):
     plain.opened.update(task.opened)  # the same images
     Record(tmp_path / RECORD, plain.as_dict(), dict.fromkeys(names, 1)).write()
     assert list(open_record(tmp_path, plain.as_dict()).found) == names
+
+
+def test_baselines_that_an_earlier_version_called_rivals_are_found(tmp_path):
+    task, _ = task_of(tmp_path)
+    Record(tmp_path / RECORD, task.as_dict(), {"rival: half resolution": {"side": 24}}).write()
+    (tmp_path / "rivals").mkdir()
+    (tmp_path / "rivals" / "half resolution.safetensors").touch()
+    assert open_record(tmp_path, task.as_dict()).found == {"baseline: half resolution": {"side": 24}}
+    assert [path.name for path in (tmp_path / BASELINES).iterdir()] == ["half resolution.safetensors"]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[" * 200_000, '{"settings": {}, "found": 3}'], ids=range(4))

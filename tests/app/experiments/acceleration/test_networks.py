@@ -6,7 +6,7 @@ from accelerations import PLAIN, of_two_classes, opened, task_of
 from tiny_original import CLASSES, SIDE, build
 
 from wae.data.dataset import InMemory
-from wae.experiments.acceleration import rivals
+from wae.experiments.acceleration import baselines
 from wae.experiments.acceleration.networks import initialised, teacher, try_out
 from wae.experiments.acceleration.settings import Settings
 from wae.training.plan import Plan, Stage
@@ -36,7 +36,7 @@ def test_networks_made_from_a_frozen_original_are_trained_and_it_stays_frozen(tm
     task = opened(Settings(original, sets, tmp_path, input_size=SIDE))
     for network in (
         initialised(task, task.form),
-        rivals.untrained_rival(task, rivals.HALF, {"side": SIDE // 2}),
+        baselines.untrained_baseline(task, baselines.HALF, {"side": SIDE // 2}),
     ):
         assert all(parameter.requires_grad for parameter in network.parameters())
     assert original.training

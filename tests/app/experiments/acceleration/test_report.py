@@ -142,7 +142,10 @@ def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
 def test_every_row_has_the_numbers_of_its_side():
     """All of these numbers differ."""
     of = found(
-        **{"rival: half": {"accuracy": 0.5, "side": 112}, "rival: pruned": {"accuracy": 0.4, "ratio": 0.3}}
+        **{
+            "baseline: half": {"accuracy": 0.5, "side": 112},
+            "baseline: pruned": {"accuracy": 0.4, "ratio": 0.3},
+        }
     )
     of["original"]["accuracy"], of["training"]["accuracy"] = 0.9, 0.8
     of["deployed"] = {

@@ -7,7 +7,7 @@ import pytest
 from accelerations import MIRRORED, PLAIN, task_of, with_new_head
 from tiny_original import SIDE
 
-from wae.experiments.acceleration import rivals, training
+from wae.experiments.acceleration import baselines, training
 from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record
 from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import NO_TEACHER
@@ -16,7 +16,7 @@ from wae.training.trainer import Epoch
 
 
 @pytest.mark.parametrize("recipe", [NO_TEACHER, PLAIN, MIRRORED], ids=str)
-@pytest.mark.parametrize("who", ["accelerated", rivals.HALF])
+@pytest.mark.parametrize("who", ["accelerated", baselines.HALF])
 def test_the_network_and_its_baselines_see_the_same_images_and_teacher(tmp_path, monkeypatch, who, recipe):
     task, _ = task_of(tmp_path)
     seen = []
@@ -26,11 +26,11 @@ def test_the_network_and_its_baselines_see_the_same_images_and_teacher(tmp_path,
         raise InterruptedError
 
     monkeypatch.setattr(training, "train", train)
-    record = Record(tmp_path / "record.json", {}, {f"chosen: {rivals.HALF}": {"side": SIDE // 2}})
+    record = Record(tmp_path / "record.json", {}, {f"chosen: {baselines.HALF}": {"side": SIDE // 2}})
     step = (
         training.train_accelerated
         if who == "accelerated"
-        else partial(rivals.train_rival, record=record, name=who)
+        else partial(baselines.train_baseline, record=record, name=who)
     )
     with pytest.raises(InterruptedError):
         step(task, form=task.form, recipe=recipe)

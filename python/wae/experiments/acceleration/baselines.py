@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
-from wae.experiments.pruning import METHODS, pruned, ratio_for
+from wae.experiments.pruning import PRUNED, pruned, ratio_for
 from wae.models.accelerated import Form
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.classifier import fold_normalization
@@ -27,7 +27,7 @@ from wae.wording import first_line
 from wae_kernels.checks import half_of
 
 from .data import SAMPLE
-from .folder import RIVALS, Record
+from .folder import BASELINES, Record
 from .measuring import SECONDS, call, images_of_a_call, timed
 from .networks import teacher, trained
 from .plans import plan_for
@@ -36,13 +36,12 @@ from .task import Task
 from .training import fit
 
 HALF, EQUAL_COST = "half resolution", "half, equal cost"
-PRUNED = {f"pruned, {method}": method for method in METHODS}
 NAMES = (HALF, EQUAL_COST, *PRUNED)
 
 _PARTS = 28  # the size of equal cost is searched in steps of 1/28 of the original's
 
 
-def train_rival(task: Task, record: Record, name: str, form: Form, recipe: Recipe) -> dict[str, Any]:
+def train_baseline(task: Task, record: Record, name: str, form: Form, recipe: Recipe) -> dict[str, Any]:
     """Train a baseline at the accelerated network's rates and epochs.
 
     If there is no such baseline, or its loss is no longer finite, the entry ``left out`` says why.
@@ -51,34 +50,34 @@ def train_rival(task: Task, record: Record, name: str, form: Form, recipe: Recip
     if "left out" in chosen:
         return dict(chosen)
     sets = task.sets(task.side)
-    rival = untrained_rival(task, name, chosen)
+    baseline = untrained_baseline(task, name, chosen)
     plan = plan_for(task, len(sets.training), recipe).without_encoder()
     task.say(f"baseline: {name}")
     original = teacher(task, task.side, recipe)
     try:
-        history = fit(task, name, rival, plan, sets.training, sets.test, original)
+        history = fit(task, name, baseline, plan, sets.training, sets.test, original)
     except DivergedError as error:  # the rates were chosen for another network
         return {**chosen, "left out": error.what}
     assert history[-1].accuracy is not None
     if is_first():
-        weights_file.save(_weights(task, name), rival.cpu(), {"plan": plan.as_dict()}, force=True)
+        weights_file.save(_weights(task, name), baseline.cpu(), {"plan": plan.as_dict()}, force=True)
     return {**chosen, "accuracy": history[-1].accuracy.score}
 
 
-def untrained_rival(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
+def untrained_baseline(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
     """The baseline before its training: see :func:`build`."""
     return build(name, chosen, _copy_of_original(task), _pruning_batches(task))
 
 
-def trained_rival(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
+def trained_baseline(task: Task, name: str, chosen: Mapping[str, Any]) -> FullResolution:
     """The baseline after its training."""
-    rival = untrained_rival(task, name, chosen)
-    weights_file.load(_weights(task, name), rival)
-    return rival.eval().to(task.device)
+    baseline = untrained_baseline(task, name, chosen)
+    weights_file.load(_weights(task, name), baseline)
+    return baseline.eval().to(task.device)
 
 
 def _weights(task: Task, name: str) -> Path:
-    return task.settings.folder / RIVALS / f"{name}.safetensors"
+    return task.settings.folder / BASELINES / f"{name}.safetensors"
 
 
 def _copy_of_original(task: Task) -> FullResolution:
@@ -97,10 +96,10 @@ def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
     calls = {"accelerated": call(accelerated, images_of_a_call(task, form.size))}
     images = images_of_a_call(task, task.side)
 
-    def share_of_time(rival: nn.Module) -> float:
-        both = {**calls, "rival": call(rival.to(task.device), images)}
+    def share_of_time(baseline: nn.Module) -> float:
+        both = {**calls, "baseline": call(baseline.to(task.device), images)}
         times, _ = timed(task, both, SECONDS / 3, settle=0)
-        return times["rival"].median / times["accelerated"].median
+        return times["baseline"].median / times["accelerated"].median
 
     original, batches = _copy_of_original(task), _pruning_batches(task)
     multiply_adds = count(accelerated, (form.size,) * 2).multiply_adds
