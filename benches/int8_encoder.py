@@ -17,7 +17,7 @@ from torch import Tensor
 
 import wae_kernels
 from wae.data.idx import fashion_mnist
-from wae.data.photos import KEPT_OUT, TRAINING, photo
+from wae.data.photos import HELD_OUT, TRAINING, photo
 from wae.inference.encoder_int8 import largest_activations, quantize
 from wae.inference.folding import fold
 from wae.models.autoencoder import AutoEncoder, to_uint8
@@ -45,7 +45,7 @@ def measure() -> dict[str, Any]:
     weights_file.load(WEIGHTS / "autoencoder.safetensors", auto)
     runs = _in_both(auto, [crop for name in TRAINING for crop in _crops(photo(name))])
     decoded = {}
-    for name in (*KEPT_OUT, *TRAINING):
+    for name in (*HELD_OUT, *TRAINING):
         image = photo(name)[None]
         made = {key: to_uint8(auto.reconstruct(*run(image), image.shape[2:])) for key, run in runs.items()}
         decoded[name] = {

@@ -216,7 +216,7 @@ def _deployed(
 
 def _report_left_out(data: Dataset, failed: set[str]) -> None:
     """Print one line on what the search for images left out, and one for each that could not be read."""
-    from wae.data.folder import left_out_of
+    from wae.data.image_files import left_out_of
 
     if line := left_out_of(data):
         shared.complain(line)

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     for path in paths:
         shared.check_target(options.output, path, options.force or options.resume)
     images = [shared.read_image(path) for path in paths]
-    kept_out = {name: photos.photo(name) for name in photos.KEPT_OUT}
+    held_out = {name: photos.photo(name) for name in photos.HELD_OUT}
     console = shared.console(options.json)
     given = {name: getattr(options, name) for name in _PLAN if getattr(options, name) is not None}
     schedule = stage1.schedule(options.steps, **given)
@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
             [
                 {"model": label, "photo": name, **stage1.quality(model, photo)._asdict()}
                 for label, model in models.items()
-                for name, photo in kept_out.items()
+                for name, photo in held_out.items()
             ]
         )
     else:
-        console.print(quality_table(models, kept_out))
+        console.print(quality_table(models, held_out))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 from typing import Protocol
@@ -70,6 +71,15 @@ def random_seed(purpose: Draw, seed: int, *rest: int) -> int:
     More would be lost, because torch's generator uses only 32 bits of a seed.
     """
     return int(np.random.SeedSequence([purpose, seed % 2**64, *rest]).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(purpose: Draw, *numbers: int) -> Iterator[None]:
+    """In this block torch's default CPU generator is seeded with these numbers: see :func:`random_seed`."""
+    # Not torch.manual_seed: it would seed the GPU's generator too, which fork_rng does not restore here.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(random_seed(purpose, *numbers))
+        yield
 
 
 def spread(total: int, wanted: int) -> Tensor:

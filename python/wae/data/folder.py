@@ -3,122 +3,17 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .dataset import Dataset, DatasetError, Draw, permuted, random_seed
-from .images import LONGEST, MAX_PIXELS, ImageError, read_image
-from .input import Input, luma, prepare
+from .dataset import DatasetError, Draw, permuted, seeded
+from .image_files import ImageFiles, OnCorrupt, transform
+from .images import LONGEST, MAX_PIXELS, read_image
+from .input import Input
 from .walk import LeftOut, find, is_hidden
-
-OnCorrupt = Literal["error", "skip"]
-"""What to do about an image file that cannot be read: raise, or leave the sample out and report it."""
-
-
-class ImageFiles(ABC):
-    """Samples in files, which are read on demand.
-
-    Args:
-        shape: height and width of the samples, in pixels.
-        seed: seeds the augmentation.
-        on_corrupt: see :data:`OnCorrupt`.
-        max_pixels: see :func:`wae.data.images.read_image`.
-        folder: the folder in which the images were found.
-        left_out: what the search left out.
-
-    Raises:
-        DatasetError: ``on_corrupt`` is neither of the two.
-    """
-
-    labels: tuple[str, ...]
-    """The names of the classes."""
-
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        seed: int,
-        on_corrupt: OnCorrupt,
-        max_pixels: int,
-        folder: Path | None,
-        left_out: LeftOut | None,
-    ) -> None:
-        if on_corrupt not in ("error", "skip"):
-            raise DatasetError(f"on_corrupt: need 'error' or 'skip', got {on_corrupt!r}")
-        self.shape, self.seed, self.on_corrupt = shape, seed, on_corrupt
-        self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """The image, (3, H, W) uint8, and its int64 label or labels."""
-
-    def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`Dataset.batch`. It is empty, (0, 3, H, W) and (0,), if all files are left out.
-
-        Raises ImageError if a file cannot be used and ``on_corrupt`` is "error".
-        """
-        images, targets, _ = self.read(indices, epoch)
-        return images, targets
-
-    def read(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, list[str]]:
-        """As :meth:`batch`, plus one line for each file that was left out, with its name and the reason."""
-        tried = [self._tried(index, epoch) for index in indices]
-        failed = [line for line in tried if isinstance(line, str)]
-        samples = [sample for sample in tried if not isinstance(sample, str)]
-        if not samples:
-            none = torch.empty(0, 3, *self.shape, dtype=torch.uint8)
-            return none, torch.empty(0, dtype=torch.int64), failed
-        images, targets = (torch.stack(part) for part in zip(*samples, strict=True))
-        return images, targets, failed
-
-    def _tried(self, index: int, epoch: int) -> tuple[Tensor, Tensor] | str:
-        """The sample, or a line that says why it is left out."""
-        try:
-            return self._sample(index, epoch)
-        except ImageError as error:
-            if self.on_corrupt == "error":
-                raise
-            return str(error)
-
-
-def left_out_of(data: Dataset) -> str:
-    """One line on what the search for the files of ``data`` left out; empty if nothing."""
-    return f"{data.folder}: {data.left_out}" if isinstance(data, ImageFiles) and str(data.left_out) else ""
-
-
-@contextmanager
-def seeded(purpose: Draw, *numbers: int) -> Iterator[None]:
-    """In this block torch's default CPU generator is seeded with these numbers: see :func:`random_seed`."""
-    # Not torch.manual_seed: it would seed the GPU's generator too, which fork_rng does not restore here.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(random_seed(purpose, *numbers))
-        yield
-
-
-def transform(input: Input, augment: bool) -> Callable[[Tensor], Tensor]:
-    """The function that turns an image, (3, H, W) uint8, into a sample, (3, h, w) uint8.
-
-    Args:
-        input: how to scale and crop. With ``augment`` only its size, interpolation and grayscale are used.
-        augment: crop a random 8 % to 100 % of the image, scale it to ``input.size``, and flip half of them.
-    """
-    from torchvision.transforms import v2
-
-    if not augment:
-        return partial(prepare, input=input)
-    scaled = v2.InterpolationMode(input.interpolation)
-    augmentation = [v2.RandomResizedCrop(input.size, interpolation=scaled), v2.RandomHorizontalFlip()]
-    made: Callable[[Tensor], Tensor] = v2.Compose([*augmentation, *([luma] if input.grayscale else [])])
-    return made
 
 
 class ImageFolder(ImageFiles):
@@ -286,8 +181,3 @@ def _images(folder: Path, left_out: LeftOut, on_corrupt: OnCorrupt) -> list[str]
         why = f" ({left_out} so far)" if str(left_out) != before else ""
         raise DatasetError(f"{folder}: there are no images in this class folder{why}")
     return [str(file.path) for file in found]
-
-
-def evaluation_resize(size: int) -> int:
-    """The length to which the shorter side is scaled before the centre, ``size`` x ``size``, is cropped."""
-    return round(size * 8 / 7)

@@ -128,6 +128,11 @@ def whole(height: int, width: int) -> Input:
     return Input(height, height, squash=True, width=width)
 
 
+def evaluation_resize(size: int) -> int:
+    """The length to which the shorter side is scaled before the centre, ``size`` x ``size``, is cropped."""
+    return round(size * 8 / 7)
+
+
 def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
     """The network's input, ``(3, *input.shape)`` uint8, made from ``image``, (3, H, W) uint8.
 

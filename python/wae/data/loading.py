@@ -21,10 +21,11 @@ from wae.wording import counted
 
 from .crops import Crops
 from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
-from .folder import ImageFiles, ImageFolder, OnCorrupt, evaluation_resize, image_folder
+from .folder import ImageFolder, image_folder
 from .idx import fashion_mnist, holds_fashion_mnist
+from .image_files import ImageFiles, OnCorrupt
 from .images import MAX_PIXELS, ImageError
-from .input import Input, whole
+from .input import Input, evaluation_resize, whole
 from .photos import digits
 from .segmentation import SegmentationFolder, held_out, holds_segmentation, segmentation_folder
 from .shards import Shards, is_sharded, shards

@@ -32,14 +32,14 @@ _PHOTOS = {
     "rocket": (_SKIMAGE, "rocket.jpg"),
 }
 
-KEPT_OUT = ("chelsea", "flower")
+HELD_OUT = ("chelsea", "flower")
 """Held-out photos: no training may use them, and quality is measured on them."""
 
-TRAINING = tuple(name for name in _PHOTOS if name not in KEPT_OUT)
+TRAINING = tuple(name for name in _PHOTOS if name not in HELD_OUT)
 
 
 def photo_path(name: str) -> Path:
-    """The path of the photo ``name`` (one of TRAINING and KEPT_OUT) in the installed packages.
+    """The path of the photo ``name`` (one of TRAINING and HELD_OUT) in the installed packages.
 
     Raises:
         KeyError: no photo has this name.

@@ -24,8 +24,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
-from .dataset import NOT_COUNTED, DatasetError, Draw, permuted, read_class_names
-from .folder import ImageFiles, OnCorrupt, seeded
+from .dataset import NOT_COUNTED, DatasetError, Draw, permuted, read_class_names, seeded
+from .image_files import ImageFiles, OnCorrupt
 from .images import LONGEST, MAX_PIXELS, ImageError, read_image, read_numbers
 from .input import MAX_SIZE, Input, prepare, whole
 from .walk import LeftOut, find

@@ -34,8 +34,8 @@ from torch import Tensor
 from wae.storage.files import written
 from wae.wording import counted
 
-from .dataset import DatasetError, Draw, permuted, read_class_names
-from .folder import ImageFiles, OnCorrupt, seeded, transform
+from .dataset import DatasetError, Draw, permuted, read_class_names, seeded
+from .image_files import ImageFiles, OnCorrupt, transform
 from .images import LONGEST, MAX_PIXELS, ImageError, decode_image, is_image
 from .input import Input
 from .walk import is_hidden
@@ -69,8 +69,8 @@ class Shards(ImageFiles):
         paths: the shards.
         indices: the index of each shard.
         labels: the names of the classes.
-        input, augment: see :func:`wae.data.folder.transform`.
-        seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
+        input, augment: see :func:`wae.data.image_files.transform`.
+        seed, on_corrupt, max_pixels: see :class:`wae.data.image_files.ImageFiles`.
     """
 
     def __init__(
@@ -172,8 +172,8 @@ def shards(
             called so: ``shards/train/{000..127}.tar`` and ``shards/val/*.tar``; ``shards`` alone stands for
             all of these.
         train: open the training shards rather than the test shards.
-        input, augment: see :func:`wae.data.folder.transform`.
-        seed, on_corrupt, max_pixels: see :class:`wae.data.folder.ImageFiles`.
+        input, augment: see :func:`wae.data.image_files.transform`.
+        seed, on_corrupt, max_pixels: see :class:`wae.data.image_files.ImageFiles`.
 
     Raises:
         DatasetError: a shard is missing, named twice, damaged, or not a tar file; a sample in it has no image

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from wae.data.dataset import DatasetError, InMemory, sample
-from wae.data.folder import left_out_of
+from wae.data.image_files import left_out_of
 from wae.models.accelerated import Form
 from wae.models.counting import count
 from wae.progress import bar

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.data.crops import Crops
-from wae.data.folder import evaluation_resize
-from wae.data.input import Input
+from wae.data.input import Input, evaluation_resize
 from wae.data.photos import TRAINING, photo
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError, in_folder

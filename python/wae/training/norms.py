@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wae.data.dataset import Dataset, sample
-from wae.data.folder import ImageFiles
+from wae.data.image_files import ImageFiles
 from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 

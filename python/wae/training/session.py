@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from wae.data.classes import class_order
 from wae.data.dataset import Dataset, InMemory, sample
-from wae.data.folder import ImageFiles, OnCorrupt, evaluation_resize, left_out_of
+from wae.data.image_files import ImageFiles, OnCorrupt, left_out_of
 from wae.data.images import MAX_PIXELS
+from wae.data.input import evaluation_resize
 from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
 from wae.models.accelerated import Form

@@ -611,7 +611,7 @@ def test_train_autoencoder_writes_weights_that_encode_accepts(tmp_path, photo_fi
     assert run("train-autoencoder", photo_file, "-o", weights, *options, *again) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["model"], row["photo"]) for row in rows] == [
-        (model, photo) for model in ("linear start", "trained") for photo in photos.KEPT_OUT
+        (model, photo) for model in ("linear start", "trained") for photo in photos.HELD_OUT
     ]
     assert all(f"{row['psnr']:.2f}" in printed for row in rows)
     assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume", "--steps", 4) == 1

@@ -12,8 +12,8 @@ from printed_tables import rich_cells
 from tiny_classifier import tiny
 
 import wae
-from wae.data.folder import evaluation_resize
 from wae.data.images import read_image
+from wae.data.input import evaluation_resize
 from wae.experiments import evaluation
 from wae.inference import deploy as deploying
 from wae.inference.engines import ENGINES

@@ -12,7 +12,8 @@ from data_sets import check_options_arrive, corrupt, noise, same, small, write_i
 from PIL import Image
 
 from wae.data.dataset import DatasetError, sample
-from wae.data.folder import image_folder, left_out_of
+from wae.data.folder import image_folder
+from wae.data.image_files import left_out_of
 from wae.data.images import ImageError, read_image
 from wae.data.loading import batches, open_dataset
 

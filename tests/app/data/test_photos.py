@@ -11,7 +11,7 @@ from wae.data.images import ImageError
 from wae.data.loading import open_dataset
 
 
-@pytest.mark.parametrize("name", [*photos.TRAINING, *photos.KEPT_OUT])
+@pytest.mark.parametrize("name", [*photos.TRAINING, *photos.HELD_OUT])
 def test_photos_are_read_from_the_installed_packages(name):
     photo = photos.photo(name)
     assert photo.dtype == torch.uint8
@@ -21,8 +21,8 @@ def test_photos_are_read_from_the_installed_packages(name):
 
 
 def test_held_out_photos_are_not_trained_on():
-    assert set(photos.KEPT_OUT) == {"chelsea", "flower"}
-    assert not set(photos.KEPT_OUT) & set(photos.TRAINING)
+    assert set(photos.HELD_OUT) == {"chelsea", "flower"}
+    assert not set(photos.HELD_OUT) & set(photos.TRAINING)
 
 
 def test_an_unknown_photo_and_a_missing_package_are_errors(monkeypatch):

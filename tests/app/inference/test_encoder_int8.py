@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import wae_kernels
-from wae.data.photos import KEPT_OUT, photo
+from wae.data.photos import HELD_OUT, photo
 from wae.inference import encoder_int8
 from wae.inference.encoder_int8 import (
     ByteEncoder,
@@ -29,7 +29,7 @@ needs_kernel = pytest.mark.skipif(not backends.int8_runs(), reason="this CPU has
 
 
 def photos(side=224):
-    return torch.stack([photo(name)[:, :side, :side] for name in KEPT_OUT])
+    return torch.stack([photo(name)[:, :side, :side] for name in HELD_OUT])
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def training_photos():
     return [photos.photo(name) for name in photos.TRAINING]
 
 
-@pytest.mark.parametrize("name", photos.KEPT_OUT)
+@pytest.mark.parametrize("name", photos.HELD_OUT)
 def test_the_initial_model_computes_the_linear_transform(training_photos, name):
     """chelsea and flower have odd sizes. Their last row or column is in no block and is left out."""
     model = initial_model(training_photos, seed=3)

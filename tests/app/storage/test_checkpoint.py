@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_classifier import tiny
 
-from wae.data.folder import evaluation_resize
+from wae.data.input import evaluation_resize
 from wae.experiments.answers import sides
 from wae.models import registry
 from wae.models.accelerated import Form, accelerated

@@ -207,7 +207,7 @@ def card():
 
 
 def test_the_card_states_which_photos_are_held_out():
-    assert {name for name, row in card().items() if row[0] == "yes"} == set(bundled.KEPT_OUT)
+    assert {name for name, row in card().items() if row[0] == "yes"} == set(bundled.HELD_OUT)
 
 
 @pytest.mark.parametrize("name", card())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from wae.data.dataset import InMemory
-from wae.data.folder import OnCorrupt
+from wae.data.image_files import OnCorrupt
 from wae.data.images import MAX_PIXELS
 from wae.data.input import MAX_SIZE
 from wae.errors import WaeError
