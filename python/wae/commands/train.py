@@ -203,7 +203,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     """The plan that the options specify. Raises PlanError, or CheckpointError about the original."""
     from wae.storage.checkpoint import describe
     from wae.training import plan
-    from wae.training.original_start import made_of_original
+    from wae.training.fine_tuning import fine_tuning_plan
 
     if options.plan:
         chosen = plan.find(options.plan)
@@ -214,7 +214,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     elif options.original:
         chosen = replace(chosen, model=f"wae_{describe(options.original).network}")
     if options.original:
-        chosen = made_of_original(chosen)
+        chosen = fine_tuning_plan(chosen)
     if options.stage:
         chosen = chosen.only(*(plan.KINDS[number - 1] for number in options.stage))
     rate = _given(options, "learning_rate")

@@ -44,10 +44,10 @@ from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
 from .accuracy import check_kind
+from .fine_tuning import initialise_from_original, read_original
 from .lock import alone_in
 from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
-from .original_start import read_original, start_as_original
 from .plan import Plan
 from .processes import agreed, is_first, joined
 from .trainer import Epoch, Observer, OtherPlanError, train
@@ -85,7 +85,7 @@ class Session:
     """Trained encoder and decoder to start from."""
     original: Path | None = None
     """A checkpoint of the same segmentation network at full resolution to start from. It is also the teacher
-    if no other is given. See :func:`wae.training.original_start.made_of_original` for the plan."""
+    if no other is given. See :func:`wae.training.fine_tuning.fine_tuning_plan` for the plan."""
     teacher: Path | None = None
     """A checkpoint of a network to distil from, for stages with a ``mimic_weight``."""
     resume: bool = False
@@ -267,7 +267,7 @@ class Session:
     def _load(self, model: nn.Module, name: str, data: Dataset, original: FullResolution | None) -> None:
         classes = len(data.labels)
         if original:
-            start_as_original(model, original, data)
+            initialise_from_original(model, original, data)
         if self.weights:
             pretrained.load_weights(model, name, classes, self.weights)
         if self.body_weights:

@@ -606,7 +606,7 @@ def test_every_option_is_passed_on(monkeypatch):
     wanted = replace(digits, stages=stages, **changed)
     assert made == session.Session(wanted, "d", Path("o"), resume=True, force=True, **files, **others)
     defaults = [f.name for f in fields(made) if getattr(made, f.name) == f.default]
-    assert defaults == ["original"]  # excludes the other initial weights: test_original_start.py
+    assert defaults == ["original"]  # excludes the other initial weights: test_fine_tuning.py
     assert show is not None
 
 

@@ -17,7 +17,7 @@ from wae.data.dataset import Dataset
 from wae.data.input import Input
 from wae.data.loading import open_dataset
 from wae.models.registry import build
-from wae.training.original_start import taught
+from wae.training.fine_tuning import distilled
 from wae.training.plan import Plan, find
 
 from .claim import DECOMPOSITION, WAE, WAVELET, Claim, longer
@@ -70,4 +70,4 @@ class FashionMnist(Claim):
         """See :meth:`Claim.plan_of`."""
         if network != MIMIC:
             return super().plan_of(network, seed)
-        return taught(super().plan_of(WAE, seed))
+        return distilled(super().plan_of(WAE, seed))

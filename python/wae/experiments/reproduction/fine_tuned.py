@@ -15,7 +15,7 @@ from torch import nn
 from wae.data.dataset import Dataset
 from wae.models.baselines import FullResolution
 from wae.storage.checkpoint import load_classifier
-from wae.training.original_start import made_of_original, start_as_original, taught
+from wae.training.fine_tuning import distilled, fine_tuning_plan, initialise_from_original
 from wae.training.plan import Plan
 
 from .claim import WAE, Claim, Job
@@ -44,8 +44,8 @@ class FineTuned(Claim):
         """See :meth:`Claim.plan_of`: a fine-tuned network has the plan of the same network, and a teacher."""
         plan = super().plan_of(network.removesuffix(_SUFFIX), seed)
         if network == FINE_TUNED:
-            return made_of_original(plan)
-        return taught(plan) if network.endswith(_SUFFIX) else plan
+            return fine_tuning_plan(plan)
+        return distilled(plan) if network.endswith(_SUFFIX) else plan
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
         """See :meth:`Claim.start`: with the weights of the trained full network."""
@@ -55,5 +55,5 @@ class FineTuned(Claim):
         assert isinstance(full, FullResolution)
         torch.manual_seed(job.seed)
         model = self.build(job.network)
-        start_as_original(model, full, training)
+        initialise_from_original(model, full, training)
         return model, {}

@@ -8,7 +8,7 @@ from accelerations import task_of
 from wae.experiments.acceleration import plans
 from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import Recipe
-from wae.training.original_start import taught
+from wae.training.fine_tuning import distilled
 from wae.training.plan import Plan, Stage, find
 from wae.training.small_data import OPTIMIZERS
 
@@ -59,7 +59,7 @@ def test_with_sgd_one_joint_stage_lasts_as_long_as_both_labelled_stages(tmp_path
     )
     assert same == transform
     assert joint.epochs == sum(stage.epochs for stage in labelled)
-    (published,) = taught(find("imagenette")).only("joint").stages
+    (published,) = distilled(find("imagenette")).only("joint").stages
     shared = ("kind", "optimizer", "weight_decay", "encoder_rate", "mimic_weight", "mimic_temperature")
     assert [getattr(joint, name) for name in shared] == [getattr(published, name) for name in shared]
     assert joint.learning_rate == published.learning_rate * 32 / 64  # in proportion to the batch

@@ -8,9 +8,9 @@ from wae import cli
 from wae.data.input import whole
 from wae.models.registry import build
 from wae.storage.checkpoint import describe, load_classifier, save_classifier
-from wae.training import original_start
+from wae.training import fine_tuning
+from wae.training.fine_tuning import fine_tuning_plan
 from wae.training.objective import Objective
-from wae.training.original_start import made_of_original
 from wae.training.plan import Plan, Stage, find, read
 from wae.training.pretrained import scale_for_photos
 
@@ -108,11 +108,11 @@ def test_resuming_with_another_original_is_refused(train, original, tmp_path, ca
 
 def test_a_plan_keeps_its_entries_except_start_and_statistics():
     plan = find("camvid")
-    made = made_of_original(plan)
+    made = fine_tuning_plan(plan)
     assert (made.start, made.norm_statistics, made.batch) == ("random", "kept", plan.batch)
     assert [stage.learning_rate for stage in made.stages] == [3e-4, 2e-3, 2e-3]
     own = Plan("wae_enet", (Stage("classifier", 1, 0.1, mimic_weight=0.5), Stage("joint", 1, 0.1)))
-    assert made_of_original(own).stages == own.stages  # with its own distillation
+    assert fine_tuning_plan(own).stages == own.stages  # with its own distillation
 
 
 def test_training_resumes_by_the_plan_that_it_wrote(train, original, tmp_path):
@@ -178,4 +178,4 @@ def test_images_that_cannot_be_read_are_refused(number):
             return torch.empty(0, 3, 36, 48, dtype=torch.uint8), torch.empty(0, 36, 48)
 
     with pytest.raises(ValueError, match=f"none of the {number} images tried can be read"):
-        original_start.start_as_original(build("wae_enet", 3), build("enet", 3), Unreadable())
+        fine_tuning.initialise_from_original(build("wae_enet", 3), build("enet", 3), Unreadable())

@@ -1,4 +1,4 @@
-"""Initialises a training from the trained network at full resolution, which is also the teacher.
+"""Fine-tuning: a network is initialised from the trained network at full resolution and distilled from it.
 
 The network on ``low`` gets its weights, and ``low`` becomes the small image that these weights expect.
 ``wae train --original`` and the fine-tuned networks of ``wae reproduce`` start this way; ``wae accelerate``
@@ -27,21 +27,23 @@ from wae_kernels.checks import half_of
 from .linear_start import start_as_small_image
 from .plan import Plan
 
-_TAUGHT: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
+_DISTILLATION: dict[str, Any] = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
 """Entries for distillation in the stages with labels, chosen on held-out photos (docs/photos.md)."""
 
-_CAREFUL = 3e-4  # learning rate of stage 1, because ``low`` is already a small image
-_SAMPLE = 2000 * 64 * 64  # pixels of the training images on which the linear start is computed
-_FEW = 8  # the least number of these images
+_STAGE1_RATE = 3e-4  # learning rate of stage 1, because ``low`` is already a small image
+_PIXELS = 2000 * 64 * 64  # pixels of the training images on which the linear start is computed
+_LEAST_IMAGES = 8  # the least number of these images
 
 
-def taught(plan: Plan) -> Plan:
+def distilled(plan: Plan) -> Plan:
     """``plan`` with distillation from the trained full network in its stages with labels."""
-    stages = (stage if stage.kind == "transform" else replace(stage, **_TAUGHT) for stage in plan.stages)
+    stages = (
+        stage if stage.kind == "transform" else replace(stage, **_DISTILLATION) for stage in plan.stages
+    )
     return replace(plan, stages=tuple(stages))
 
 
-def made_of_original(plan: Plan) -> Plan:
+def fine_tuning_plan(plan: Plan) -> Plan:
     """``plan`` for a network that is initialised from the trained full network.
 
     It is also distilled from the full network, with these entries unless a stage of ``plan`` already has a
@@ -49,10 +51,10 @@ def made_of_original(plan: Plan) -> Plan:
     learning rates do not change.
     """
     has_teacher = any(stage.mimic_weight for stage in plan.stages)
-    is_made = plan.norm_statistics == "kept"
+    keeps_low = plan.norm_statistics == "kept"
     stages = (
-        replace(stage, learning_rate=_CAREFUL) if stage.kind == "transform" and not is_made else stage
-        for stage in (plan if has_teacher else taught(plan)).stages
+        replace(stage, learning_rate=_STAGE1_RATE) if stage.kind == "transform" and not keeps_low else stage
+        for stage in (plan if has_teacher else distilled(plan)).stages
     )
     return replace(plan, start="random", norm_statistics="kept", stages=tuple(stages))
 
@@ -71,7 +73,7 @@ def read_original(path: Path, model: str) -> FullResolutionSegmenter:
     return original
 
 
-def start_as_original(model: nn.Module, original: FullResolution, training: Dataset) -> None:
+def initialise_from_original(model: nn.Module, original: FullResolution, training: Dataset) -> None:
     """Initialise the same network at half the resolution, or WAE around it, from ``original``.
 
     Args:
@@ -87,7 +89,7 @@ def start_as_original(model: nn.Module, original: FullResolution, training: Data
         return
     height, width = sample(training, 1)[0].shape[2:]
     _give_weights(model, original, (half_of(height), half_of(width)))
-    images, _ = sample(training, max(_FEW, _SAMPLE // (height * width)))
+    images, _ = sample(training, max(_LEAST_IMAGES, _PIXELS // (height * width)))
     start_as_small_image(model, images, original.image_scale, original.image_shift)
 
 
