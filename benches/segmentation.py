@@ -32,7 +32,7 @@ from wae.inference.folding import fold
 from wae.inference.timing import interleaved
 from wae.inference.undisturbed import undisturbed
 from wae.models.counting import count
-from wae.models.registry import on_meta
+from wae.models.meta import on_meta
 from wae.models.segmentation.costs import CLASSES, SIZE, compared
 from wae.models.segmentation.segmenter import FullResolutionSegmenter, WAESegmenter, wae_segmenter
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from wae.experiments.bench_report import milliseconds
 from wae.models.counting import count
-from wae.models.registry import build, on_meta
+from wae.models.meta import on_meta
+from wae.models.registry import build
 from wae.wording import counted
 
 from .result_files import Benchmark, Result

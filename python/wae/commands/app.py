@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 def _asked(options: argparse.Namespace) -> list[answers.Side]:
     """The networks of the options, deployed."""
     from wae.experiments import answers
-    from wae.models.pairs import own_network
+    from wae.models.own import own_network
     from wae.progress import bar
 
     own = None if options.model is None else own_network(options.model)

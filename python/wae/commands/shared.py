@@ -121,7 +121,7 @@ def load(path: Path, own: str | None) -> nn.Module:
 
     Raises CheckpointError, or NetworkError if ``own`` is not a ``module:function`` that returns a network.
     """
-    from wae.models.pairs import own_network
+    from wae.models.own import own_network
     from wae.storage.checkpoint import describe, load_classifier
 
     return load_classifier(path, own_network(own) if own and describe(path).is_own else None)

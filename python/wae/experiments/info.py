@@ -13,7 +13,8 @@ from rich.table import Table
 
 import wae_kernels
 from wae.models.counting import count
-from wae.models.registry import NetworkError, build, encoder_multiply_adds, image_side, on_meta
+from wae.models.meta import on_meta
+from wae.models.registry import NetworkError, build, encoder_multiply_adds, image_side
 from wae.wording import first_line
 from wae_kernels import backends
 

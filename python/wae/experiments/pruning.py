@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.errors import WaeError
-from wae.models.accelerated import last_matrix
 from wae.models.baselines import FullResolution
+from wae.models.last_layer import last_linear
 
 METHODS = ("L1 groups", "Taylor")
 """L1 groups: removes the same share of each layer's channels, those with the smallest weights. The weights of
@@ -56,7 +56,7 @@ def pruned(
         for images, labels in batches:
             F.cross_entropy(copied(images), labels).backward()
     image = batches[0][0][:1].float()
-    last = copied.network.get_submodule(last_matrix(copied.network, (image.shape[2], image.shape[3])))
+    last = copied.network.get_submodule(last_linear(copied.network, (image.shape[2], image.shape[3])))
     pruner = torch_pruning.pruner.BasePruner(
         copied.network,
         image,

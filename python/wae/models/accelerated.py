@@ -7,27 +7,24 @@ image of half the size, provided that ``low`` is such an image.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wae.difference import relative_difference
-from wae.wording import first_line, shown
+from wae.wording import shown
 from wae_kernels.checks import half_of
 from wae_kernels.nn import Decoder, Encoder
 
 from .around import PooledClassifier
 from .bodies import feature_channels
 from .classifier import WAEClassifier
-from .evaluating import evaluating, in_the_mode_of
+from .evaluating import in_the_mode_of
+from .last_layer import split_last_linear
 from .light_cnn import high_body
 from .network import WAENetwork
 from .positions import fit_to
-
-_EQUAL = 1e-4  # the largest relative difference between the scores of a network and of its two parts
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,15 @@ def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
     Raises:
         ValueError: the network does not run on images of half the size, or does not end in a linear layer.
     """
-    body, matrix = split(fit_to(copy.deepcopy(network), form.half), form.half)
+    body, linear = split_last_linear(fit_to(copy.deepcopy(network), form.half), form.half)
     light = high_body(body, form.factor, form.half)
-    classes, features = matrix.weight.shape
+    classes, features = linear.weight.shape
     low_classifier = PooledClassifier(features, classes)
-    low_classifier.load_state_dict(_with_bias(matrix))
+    low_classifier.load_state_dict(_with_bias(linear))
     fusion_classifier = PooledClassifier(features + feature_channels(light, form.half), classes)
     nn.init.zeros_(fusion_classifier.weight)
     nn.init.zeros_(fusion_classifier.bias)
-    like = matrix.weight
+    like = linear.weight
     model = WAEClassifier(
         Encoder().to(like),
         body,
@@ -85,117 +82,8 @@ def accelerated(network: nn.Module, form: Form) -> WAEClassifier:
     return in_the_mode_of(body, model)
 
 
-def split(network: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
-    """The body and the last linear layer of ``network``, which make up the network.
-
-    ``network`` itself is changed: it becomes the body. Raises ValueError as :func:`last_matrix` does.
-    """
-    name = last_matrix(network, size)
-    matrix = network.get_submodule(name)
-    assert isinstance(matrix, nn.Linear)
-    network.set_submodule(name, nn.Identity().train(matrix.training))
-    return network, matrix
-
-
-def last_matrix(network: nn.Module, size: tuple[int, int]) -> str:
-    """The name of the linear layer that makes the scores, which need not be the last one that is defined.
-
-    Args:
-        network: (N, 3, h, w) to (N, classes).
-        size: (h, w) of an image that it takes.
-
-    Raises:
-        ValueError: see :func:`scores_of_one`; or ``network`` does not end in a linear layer.
-    """
-    scores = scores_of_one(network, size)
-    image = _image(network, size)
-    with evaluating(network):
-        for name, matrix in list(_matrices(network)):
-            network.set_submodule(name, nn.Identity().eval())
-            try:
-                if _is_rest(network, matrix, image, scores):
-                    return name
-            finally:
-                network.set_submodule(name, matrix)
-    raise ValueError(f"{type(network).__name__} must end in a torch.nn.Linear, after pooled features (N, C)")
-
-
-def scores_of_one(network: nn.Module, size: tuple[int, int]) -> Tensor:
-    """The scores, (1, classes), of an example image of ``size`` (h, w), the same in every call.
-
-    Raises:
-        ValueError: ``network`` does not take such an image, or does not return such scores, all finite.
-    """
-    try:
-        with torch.no_grad(), evaluating(network):
-            scores: Tensor = network(_image(network, size))
-    except Exception as error:  # the network's own code may raise anything
-        why = first_line(error)
-        raise ValueError(f"the network takes no images of {size[0]} x {size[1]}: {why}") from error
-    _check_scores(network, scores)
-    return scores
-
-
-def _check_scores(network: nn.Module, scores: object) -> None:
-    """Raise ValueError unless ``scores`` of an image are (1, classes), finite."""
-    name = type(network).__name__
-    if not isinstance(scores, Tensor) or scores.dim() != 2:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"{name} must return scores (N, classes), got {got}")
-    if not (scores.is_meta or bool(scores.isfinite().all())):
-        raise ValueError(f"{name} must return finite scores, got some that are not")
-
-
-def with_classes(network: nn.Module, classes: int, size: tuple[int, int]) -> tuple[nn.Module, nn.Linear]:
-    """A copy of ``network`` whose last linear layer is replaced by a random one for ``classes`` scores.
-
-    Args:
-        network: (N, 3, h, w) to scores.
-        classes: the number of scores.
-        size: (h, w) of an image that it takes.
-
-    Returns:
-        The copy, and its new last layer.
-
-    Raises:
-        ValueError: see :func:`last_matrix`.
-    """
-    network = copy.deepcopy(network)
-    name = last_matrix(network, size)
-    matrix = network.get_submodule(name)
-    assert isinstance(matrix, nn.Linear)
-    new = nn.Linear(matrix.in_features, classes).to(matrix.weight).train(matrix.training)
-    network.set_submodule(name, new)
-    return network, new
-
-
-def _matrices(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The linear layers of ``network``, by name, the last one first."""
-    named = list(network.named_modules())
-    yield from ((name, module) for name, module in reversed(named) if isinstance(module, nn.Linear))
-
-
-def _is_rest(body: nn.Module, matrix: nn.Linear, image: Tensor, scores: Tensor) -> bool:
-    """Whether ``matrix``, applied to the output of ``body`` for ``image``, gives ``scores``."""
-    try:
-        with torch.no_grad():
-            found = matrix(body(image.clone()))  # cloned because a network may change its input
-    except Exception:  # the network's own code may raise anything if a layer in its middle is missing
-        return False
-    if not isinstance(found, Tensor) or found.dim() != 2 or found.shape != scores.shape:
-        return False
-    return found.is_meta or relative_difference(found, scores) <= _EQUAL
-
-
-def _image(network: nn.Module, size: tuple[int, int]) -> Tensor:
-    """An example image, (1, 3, h, w), in the network's dtype and on its device; the same in every call."""
-    like = next(network.parameters(), torch.empty(0))
-    numbers = torch.linspace(-1, 1, 3 * size[0] * size[1]).sin_().reshape(1, 3, *size)
-    return numbers.to(like)
-
-
-def _with_bias(matrix: nn.Linear) -> dict[str, Tensor]:
-    weight, bias = matrix.weight, getattr(matrix, "bias", None)  # a state_dict splits parametrised ones
+def _with_bias(linear: nn.Linear) -> dict[str, Tensor]:
+    weight, bias = linear.weight, getattr(linear, "bias", None)  # a state_dict splits parametrised ones
     return {"weight": weight, "bias": weight.new_zeros(len(weight)) if bias is None else bias}
 
 

@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from .evaluating import evaluating
+from .meta import empty_copy
 
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")  # the names of classifiers in torchvision's networks
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}  # used only in training
@@ -203,7 +204,7 @@ def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
     """
     reference = next(body.parameters(), torch.empty(0))
     if reference.is_meta:  # its buffers may hold values, and not every operator takes both kinds of tensors
-        body = without_numbers(body)
+        body = empty_copy(body)
     running = [("", body)]
     image = torch.zeros(1, _IMAGE_CHANNELS, *size, dtype=reference.dtype, device=reference.device)
     with ExitStack() as hooks, torch.no_grad(), evaluating(body):
@@ -220,15 +221,6 @@ def feature_shape(body: nn.Module, size: tuple[int, int] = _HALF) -> torch.Size:
             f"{_called('', body)} must return one tensor (N, C, ...), got {type(features).__name__}"
         )
     return features.shape
-
-
-def without_numbers(body: nn.Module, device: str = "meta") -> nn.Module:
-    """A copy of ``body`` with uninitialised tensors on ``device``; on "meta" they take no memory."""
-    tensors: dict[int, Any] = {}  # deepcopy takes these instead of copying the body's
-    for tensor in chain(body.parameters(), body.buffers()):
-        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-        tensors[id(tensor)] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(body, tensors)
 
 
 def _try_out(light: nn.Module, body: nn.Module, size: tuple[int, int]) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 from wae.wording import counted
 
 from . import counting
-from .bodies import IndivisibleError, feature_shape, initialize, light_body, without_numbers
+from .bodies import IndivisibleError, feature_shape, initialize, light_body
+from .meta import empty_copy
 
 _STAGES = 4
 
@@ -104,4 +105,4 @@ def light_cnn(low_body: nn.Module, size: tuple[int, int], factor: int = 4, why: 
 
 def _multiply_adds(body: nn.Module, size: tuple[int, int]) -> int:
     """The multiply-adds for one image, counted on "meta", so that they are the same for every device."""
-    return counting.count(without_numbers(body).eval(), size).multiply_adds
+    return counting.count(empty_copy(body).eval(), size).multiply_adds

@@ -19,14 +19,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from wae.errors import WaeError
 from wae_kernels.nn import Encoder
@@ -38,6 +34,7 @@ from .baselines import AtSize, FullResolution, HalfResolution, vgg16_half, wavel
 from .bodies import is_timm, is_torchvision, standard_body, standard_network
 from .classifier import WAEClassifier
 from .counting import count
+from .meta import on_meta
 from .network import check_classes
 from .resnet50 import wae_resnet50
 from .segmentation import networks as segmentation
@@ -191,44 +188,6 @@ def _wavelet(around: Builder, classes: int) -> nn.Module:
     model = around(classes)
     assert isinstance(model, WAEClassifier)
     return wavelet_cnn(model)
-
-
-# ------------------------------------------------------------------------------------- without memory
-
-
-class _WithoutMemory(TorchFunctionMode):
-    """Allocates on "meta" what layers make their weights with, and nothing else, unlike
-    ``torch.device("meta")``: RegNet's constructor computes its widths with ``torch.arange`` and ``tolist``.
-
-    It also skips the initialisation of meta tensors, for which PyTorch would import its compiler, which takes
-    a second.
-    """
-
-    _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
-    _FILLS = (Tensor.normal_, Tensor.uniform_)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        options = dict(kwargs or {})
-        if func in self._FILLS and args[0].is_meta:
-            return args[0]
-        if func in self._FACTORIES and options.get("device") is None:
-            options["device"] = "meta"
-        return func(*args, **options)
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Build networks on "meta" in the block: their weights have shapes but take no memory."""
-    with _WithoutMemory():
-        yield
-
-
-def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    """The network that ``build`` makes, on "meta" and in evaluation mode, to be counted."""
-    with without_memory():
-        return build().to("meta").eval()
 
 
 # ------------------------------------------------------------------------------------ what networks cost

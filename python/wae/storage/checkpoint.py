@@ -25,11 +25,11 @@ from wae.data.input import MAX_SIZE as MAX_SIZE
 from wae.data.input import Input as Input
 from wae.data.input import Transforms
 from wae.models.accelerated import Form, accelerated
-from wae.models.bodies import without_numbers
+from wae.models.meta import empty_copy, without_memory
 from wae.models.network import WAENetwork
-from wae.models.pairs import own_copy
+from wae.models.own import own_copy
 from wae.models.registry import NETWORKS as _NETWORKS
-from wae.models.registry import build, builder, without_memory
+from wae.models.registry import build, builder
 from wae.models.segmentation import networks as segmentation
 from wae.wording import counted, shown
 from wae_kernels.nn import Decoder
@@ -164,7 +164,7 @@ def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.M
             f"with {counted(described.classes, 'class')}"
         )
     if {name for name, _ in model.named_buffers()} <= shapes.keys():
-        model = without_numbers(model, "cpu")  # like model.to_empty, which imports part of PyTorch's compiler
+        model = empty_copy(model, "cpu")  # like model.to_empty, which imports part of PyTorch's compiler
     else:  # buffers that are not in the file get their values from the constructor
         model = _built(described, decoder)
     weights_file.load(path, model)

@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from wae.data.dataset import Dataset, sample
-from wae.models.accelerated import split
 from wae.models.baselines import FullResolution
 from wae.models.classifier import WAEClassifier
+from wae.models.last_layer import split_last_linear
 from wae.models.network import WAENetwork
 from wae.models.segmentation.segmenter import FullResolutionSegmenter, WAESegmenter
 from wae.storage.checkpoint import describe, load_classifier
@@ -99,9 +99,9 @@ def _give_weights(model: WAENetwork, original: FullResolution, size: tuple[int, 
         model.low_network.load_state_dict(original.network.state_dict())
         return
     assert isinstance(model, WAEClassifier)
-    body, matrix = split(copy.deepcopy(original.network), size)
+    body, linear = split_last_linear(copy.deepcopy(original.network), size)
     named = zip(model.low_body.state_dict(), body.state_dict().values(), strict=True)
     model.low_body.load_state_dict(dict(named))  # the same body with other names
-    model.low_classifier.load_state_dict(matrix.state_dict())
+    model.low_classifier.load_state_dict(linear.state_dict())
     for parameter in model.fusion_classifier.parameters():
         nn.init.zeros_(parameter)

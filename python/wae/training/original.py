@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wae.data.input import INTERPOLATIONS, Input
 from wae.models.baselines import FullResolution
 from wae.models.bodies import is_timm, is_torchvision, torchvision_network
-from wae.models.pairs import own_copy, own_network
+from wae.models.own import own_copy, own_network
 from wae.models.registry import NetworkError
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe_classifier, load_classifier, number_of_scores

@@ -33,8 +33,9 @@ from wae.data.segmentation import SegmentationFolder
 from wae.models.accelerated import Form
 from wae.models.baselines import FullResolution
 from wae.models.evaluating import evaluating
+from wae.models.meta import on_meta
 from wae.models.network import WAENetwork
-from wae.models.registry import PARTS, NetworkError, build, on_meta
+from wae.models.registry import PARTS, NetworkError, build
 from wae.progress import say
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import no_file, refuse_within, sha256, written

@@ -14,7 +14,7 @@ from PIL import Image
 from wae.data.input import Input
 from wae.experiments import answers
 from wae.models.accelerated import Form, accelerated
-from wae.models.pairs import own_network
+from wae.models.own import own_network
 from wae.models.registry import build
 from wae.storage.checkpoint import load_classifier, save_classifier
 

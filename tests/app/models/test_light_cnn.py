@@ -12,8 +12,8 @@ from wae.models.around import wae_around
 from wae.models.bodies import IndivisibleError, feature_channels, light_body, standard_body
 from wae.models.counting import count
 from wae.models.light_cnn import LightCNN, light_cnn
+from wae.models.meta import on_meta
 from wae.models.positions import fit_to
-from wae.models.registry import on_meta
 from wae.storage.checkpoint import load_classifier, save_classifier
 
 DIVIDED = "convnext_tiny efficientnet_b0 regnet_y_800mf densenet121".split()

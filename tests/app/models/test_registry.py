@@ -13,6 +13,7 @@ from wae import cli
 from wae.models import registry
 from wae.models.bodies import light_body, standard_body
 from wae.models.counting import count
+from wae.models.meta import on_meta, without_memory
 from wae.models.registry import (
     NETWORKS,
     PARTS,
@@ -24,9 +25,7 @@ from wae.models.registry import (
     compared,
     encoder_multiply_adds,
     image_side,
-    on_meta,
     table,
-    without_memory,
 )  # fmt: skip
 from wae_kernels import backends
 

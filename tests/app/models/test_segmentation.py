@@ -16,7 +16,7 @@ from torchvision.models import get_model
 
 from wae.errors import WaeError
 from wae.models.counting import count
-from wae.models.registry import on_meta
+from wae.models.meta import on_meta
 from wae.models.segmentation import costs, segmenter
 from wae.models.segmentation.enet import Doubling, ENet, Halving
 from wae.models.segmentation.icnet import ICNet

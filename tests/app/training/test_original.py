@@ -1,7 +1,6 @@
 """Opening a trained classifier with its weights and preprocessing, and building WAE around it."""
 
 import http.client
-from functools import partial
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
 from wae.data.input import Input
-from wae.models.accelerated import Form, accelerated, show_small_image, split, with_classes
+from wae.models.accelerated import Form, accelerated, show_small_image
 from wae.models.baselines import FullResolution
+from wae.models.last_layer import split_last_linear
 from wae.models.registry import NetworkError
 from wae.models.registry import build as named
 from wae.storage import weights_file
@@ -254,16 +254,9 @@ def test_the_initial_network_is_the_original_at_half_the_resolution():
     with torch.no_grad():
         expected = network(model.low_norm(low))
         assert (model.scores(low, high) - expected).norm() <= 1e-5 * expected.norm()
-    body, matrix = split(build(), (24, 24))
-    assert isinstance(matrix, torch.nn.Linear)
-    assert body(torch.zeros(1, 3, 24, 24)).shape == (1, matrix.in_features)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_a_body_without_its_matrix_keeps_the_training_mode(training):
-    for part in (split, partial(with_classes, classes=2)):
-        body, _ = part(build().train(training), size=(24, 24))
-        assert {module.training for module in body.modules()} == {training}
+    body, linear = split_last_linear(build(), (24, 24))
+    assert isinstance(linear, torch.nn.Linear)
+    assert body(torch.zeros(1, 3, 24, 24)).shape == (1, linear.in_features)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -13,7 +13,8 @@ from wae.data.input import Input
 from wae.models.accelerated import Form, accelerated, show_small_image
 from wae.models.baselines import AtSize
 from wae.models.classifier import WAEClassifier
-from wae.models.registry import build, on_meta
+from wae.models.meta import on_meta
+from wae.models.registry import build
 from wae.storage.checkpoint import load_classifier
 from wae.storage.weights_file import WEIGHTS
 from wae.training.linear_start import start_as_small_image

@@ -13,7 +13,8 @@ from rich.console import Console
 from wae.data.classes import ClassError, ClassOrder, class_order
 from wae.data.loading import fingerprint
 from wae.inference.engines import ENGINES
-from wae.models.accelerated import Form, scores_of_one, with_classes
+from wae.models.accelerated import Form
+from wae.models.last_layer import example_scores, with_classes
 from wae.progress import say
 from wae.storage.files import sha256
 from wae.training.original import Original, open_original
@@ -119,7 +120,7 @@ def _overridden(original: Original, settings: Settings) -> Original:
 def _counted(original: Original) -> Original:
     """``original`` with its number of scores as number of classes: its last layer need not make them."""
     try:
-        scores = scores_of_one(original.network, (original.input.size,) * 2)
+        scores = example_scores(original.network, (original.input.size,) * 2)
     except ValueError:  # try_out raises it
         return original
     return replace(original, classes=scores.shape[1])

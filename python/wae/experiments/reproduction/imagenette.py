@@ -26,7 +26,8 @@ from wae.data.folder import ImageFolder, image_folder
 from wae.data.input import Input
 from wae.experiments.pruning import PRUNED, pruned, ratio_for
 from wae.models.counting import count
-from wae.models.registry import build, on_meta
+from wae.models.meta import on_meta
+from wae.models.registry import build
 from wae.storage.checkpoint import load_classifier
 from wae.storage.files import read_json, written
 from wae.storage.weights_file import CheckpointError

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import segmentation
 
 from wae.models.counting import count
-from wae.models.registry import on_meta
+from wae.models.meta import on_meta
 
 from .enet import ENet
 from .icnet import ICNet

@@ -23,7 +23,7 @@ from wae.experiments.reproduction.results import Result, read_result, weights_pa
 from wae.experiments.reproduction.table import recovered, rows
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
 from wae.models.counting import count
-from wae.models.registry import on_meta
+from wae.models.meta import on_meta
 from wae.storage.checkpoint import Input, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
