@@ -3,8 +3,10 @@
 #include <atomic>
 #include <string_view>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -13,6 +15,19 @@ namespace wae {
 namespace {
 
 std::atomic<bool> uses_amx{true};
+
+#if defined(__x86_64__)
+// Whether the CPU has AVX-VNNI, whose name clang's __builtin_cpu_supports knows only from version 19 on.
+bool has_avxvnni() {
+  static const bool has = [] {
+    constexpr unsigned kAvxVnni = 1u << 4;
+    unsigned last_subleaf, eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &last_subleaf, &ebx, &ecx, &edx) && last_subleaf >= 1 &&
+           __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kAvxVnni) != 0;
+  }();
+  return has;
+}
+#endif
 
 // Whether the CPU has AMX for int8, and Linux lets this process use the tile registers. They make a signal frame 8 KB
 // larger, so a process has to request them, and Linux refuses if the signal stack of a thread is too small. They are
@@ -53,7 +68,7 @@ constexpr Capability kCapabilities[] = {
        return uses_amx && amx_works() ? avx512amx::encode_int8 : avx512vnni::encode_int8;
      }},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, kernels_avx2,
-     [] { return __builtin_cpu_supports("avxvnni") ? avxvnni::encode_int8 : nullptr; }},
+     [] { return has_avxvnni() ? avxvnni::encode_int8 : nullptr; }},
 #endif
     {"portable", [] { return true; }, kernels_portable, []() -> EncodeInt8* { return nullptr; }},
 };

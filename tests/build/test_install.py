@@ -483,6 +483,13 @@ def test_a_compiler_without_cxx20_is_refused(tmp_path: Path) -> None:
     assert result.stdout.count("\n") == 1
 
 
+def test_every_supported_clang_knows_the_names_of_cpu_features() -> None:
+    """GCC 11 knows more names, but clang refuses to compile ``__builtin_cpu_supports`` of an unknown one."""
+    known_to_clang_14 = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
+    dispatch = (ROOT / "csrc/cpu/dispatch.cpp").read_text(encoding="utf-8")
+    assert set(re.findall(r'__builtin_cpu_supports\("(\w+)"\)', dispatch)) == known_to_clang_14
+
+
 def test_ccache_is_removed_from_the_compilers_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch would look for a program named "ccache c++"."""
     compiler = next(filter(shutil.which, ("g++", "clang++")))
