@@ -146,8 +146,8 @@ def _evaluate(
 ) -> None:
     """Evaluate the candidates' accuracies; the first process reports which images were left out."""
     from wae.progress import bar
+    from wae.training.accuracy import evaluate
     from wae.training.processes import is_first
-    from wae.training.trainer import evaluate
 
     failed: set[str] = set()
     for candidate, data in zip(candidates, tests, strict=True):
@@ -202,7 +202,7 @@ def _deployed(
     """Deploy the candidate in each precision of ``--deployed``, and evaluate it."""
     from wae.experiments.evaluation import DeployedCandidate
     from wae.progress import bar
-    from wae.training.trainer import evaluate
+    from wae.training.accuracy import evaluate
 
     for precision in options.deployed:
         images = calibration if precision == "int8" else None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wae.training.plan import Plan
-    from wae.training.trainer import Epoch
+    from wae.training.state import Epoch
 
 HELP = "train a classifier or a segmentation network in the method's three stages"
 

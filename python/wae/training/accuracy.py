@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wae.data.dataset import Dataset
+from wae.data.loading import batches, to_device
 from wae.data.segmentation import SegmentationFolder
+from wae.models.evaluating import evaluating
 from wae.models.segmentation import networks as segmentation
+
+from .processes import gathered, rank_and_world, summed
 
 
 class Accuracy(NamedTuple):
@@ -102,6 +107,53 @@ def check_kind(name: str, data: Dataset) -> None:
             ("a classifier", "each pixel") if pixels else ("a segmentation network", "each image")
         )
         raise ValueError(f"{name} is {network}, but the data have a class for {labels}")
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: Dataset,
+    batch: int = 256,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    left_out: Callable[[Sequence[str]], None] | None = None,
+    advance: Callable[[int], None] | None = None,
+    counts: Counts | None = None,
+) -> Accuracy | PixelAccuracy:
+    """The accuracy of ``model`` on ``data``, a :class:`PixelAccuracy` if the data label pixels.
+
+    If torch.distributed is set up, all processes share the work, and each returns the same result.
+
+    Args:
+        model: scores uint8 images (N, 3, H, W); on ``device``.
+        data: the images and labels.
+        batch: images per step of each process.
+        device: where to compute.
+        workers: processes that load data, per process.
+        left_out: called with one line for each image file that could not be read, in any process.
+        advance: called with the number of images of each step, over all processes.
+        counts: accumulates the counts; None for those that the accuracy needs.
+
+    Raises:
+        ImageError, DatasetError: an image or label cannot be used.
+        ValueError: there is no image, or no pixel that is counted.
+    """
+    counts = counts_for(data) if counts is None else counts
+    rank, world = rank_and_world()
+    together = batch * world
+    loader = batches(data, together, 0, 0, False, rank, world, workers)
+    with evaluating(model):
+        for step, (images, labels) in enumerate(loader):
+            if advance is not None:
+                advance(min(together, len(data) - step * together))
+            if not len(labels):
+                continue
+            counts.add(model(to_device(images, device)).float(), labels.to(device))
+    failed = gathered(loader.failed)
+    if left_out is not None:
+        left_out(failed)
+    counts.total = summed(counts.total)
+    return counts.result()
 
 
 class _Images:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wae.data.dataset import Dataset, sample
 from wae.data.image_files import ImageFiles
+from wae.data.loading import to_device
 from wae.models.evaluating import evaluating
 from wae.models.network import WAENetwork
 
@@ -163,8 +164,3 @@ def synchronized(model: nn.Module) -> Iterator[None]:
         for name, norm in norms:
             norm.train(model.get_submodule(name).training)
             model.set_submodule(name, norm)
-
-
-def to_device(images: Tensor, device: torch.device | str) -> Tensor:
-    """``images``, (N, 3, H, W), on ``device`` and in channels_last, in which networks run fastest."""
-    return images.to(device, memory_format=torch.channels_last, non_blocking=True)

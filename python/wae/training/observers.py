@@ -21,7 +21,8 @@ from wae.wording import counted
 
 from .plan import Plan
 from .stage1 import quality
-from .trainer import Epoch, Observer
+from .state import Epoch
+from .trainer import Observer
 
 _EVERY = 10  # steps between two readings of the losses, because each makes the CPU wait for a GPU
 

@@ -70,27 +70,27 @@ def _tells_of_loss(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 
-def place() -> tuple[int, int]:
-    """This process's rank, and the number of processes."""
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank, and the number of processes, torch.distributed's world size."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
-    return place()[0] == 0
+    return rank_and_world()[0] == 0
 
 
 def is_alone() -> bool:
     """Whether there is no other process."""
-    return place()[1] == 1
+    return rank_and_world()[1] == 1
 
 
 def processes() -> int:
     """The number of processes."""
-    return place()[1]
+    return rank_and_world()[1]
 
 
-def of_all_processes(lines: list[str]) -> list[str]:
+def gathered(lines: list[str]) -> list[str]:
     """The ``lines`` of all processes, in the order of their ranks."""
     if not dist.is_initialized():
         return lines
@@ -107,7 +107,7 @@ def summed(numbers: Tensor) -> Tensor:
     return numbers
 
 
-def agreed(value: _Value) -> _Value:
+def broadcast(value: _Value) -> _Value:
     """The first process's ``value``, in all processes, after a round trip through JSON.
 
     The first process may measure for an hour before it gets here, but a broadcast with NCCL would time out in
@@ -121,8 +121,8 @@ def agreed(value: _Value) -> _Value:
         store.set(answer, json.dumps(value))
     while not store.check([answer]):
         time.sleep(_PAUSE)
-    agreed_value: _Value = json.loads(store.get(answer))
-    return agreed_value
+    received: _Value = json.loads(store.get(answer))
+    return received
 
 
 def _round(store: Store, rank: int, world: int) -> str:

@@ -50,8 +50,9 @@ from .lock import alone_in
 from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
-from .processes import agreed, is_first, joined
-from .trainer import Epoch, Observer, OtherPlanError, train
+from .processes import broadcast, is_first, joined
+from .state import Epoch, OtherPlanError
+from .trainer import Observer, train
 
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
     "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
@@ -123,7 +124,7 @@ class Session:
             ValueError: network, plan and data do not fit together.
         """
         with joined(self.device) as device, self._alone():
-            resumes = agreed(self.resume and self.state.exists())
+            resumes = broadcast(self.resume and self.state.exists())
             sets = self._in_order_of_weights(self._sets(console), console)
             plan, model = self._model(sets[0], resumes)
             if isinstance(model, WAENetwork):

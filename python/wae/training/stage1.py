@@ -19,6 +19,7 @@ from . import trainer
 from .linear_start import best_linear, write_linear_start
 from .losses import energy_ratio, psnr
 from .plan import PLANS, Plan, read
+from .state import check_same
 from .trainer import Observer
 
 STEPS = 500
@@ -130,7 +131,7 @@ def _is_finished(path: Path, plan: Plan, crops: Crops) -> bool:
         raise weights_file.CheckpointError(
             f"{path}: holds weights, or a checkpoint of an older version; training cannot resume from it"
         )
-    trainer.check_same(path, made, plan, fingerprint(crops))
+    check_same(path, made, plan, fingerprint(crops))
     return True
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from wae.data.dataset import Dataset
-from wae.data.loading import batches, fingerprint
+from wae.data.loading import batches, fingerprint, to_device
 from wae.data.segmentation import SegmentationFolder
 from wae.errors import WaeError
 from wae.models.evaluating import evaluating
@@ -32,16 +31,16 @@ from wae.storage import weights_file
 from wae.wording import counted
 from wae_kernels.nn import Encoder
 
-from .accuracy import Accuracy as Accuracy
-from .accuracy import Counts, PixelAccuracy, counts_for
+from .accuracy import Accuracy, PixelAccuracy, evaluate
 from .linear_start import best_linear, write_linear_start
 from .losses import class_weights
-from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized, to_device
+from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized
 from .objective import Objective, trained
 from .optimization import learning_rate, optimizer_for, running_average
-from .plan import Plan, Stage, changed, differences
-from .processes import of_all_processes, place, summed
+from .plan import Plan, Stage
+from .processes import gathered, rank_and_world, summed
 from .sparsity import Masks
+from .state import Epoch, State, checked, read_epoch
 
 
 class TrainingError(WaeError, RuntimeError):
@@ -63,32 +62,6 @@ class DivergedError(TrainingError):
         self.what = what
 
 
-class OtherPlanError(weights_file.CheckpointError):
-    """A checkpoint was made by another plan than the one that is to resume from it."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The record of one epoch."""
-
-    stage: int
-    """The number of the stage in the plan, from 0."""
-    kind: str
-    """The kind of the stage."""
-    epoch: int
-    """The number of the epoch in the stage, from 0."""
-    losses: dict[str, float]
-    """Means over the steps of the epoch."""
-    accuracy: Accuracy | PixelAccuracy | None
-    """On the test set; None for a stage without labels."""
-    seconds: float
-    """The duration, including the evaluation."""
-
-    def as_data(self) -> dict[str, Any]:
-        """The record as JSON data."""
-        return {**asdict(self), "accuracy": self.accuracy and self.accuracy._asdict()}
-
-
 class Observer:
     """Receives the reports of the loop, in the first process only. The methods of this class do nothing."""
 
@@ -106,19 +79,6 @@ class Observer:
 
     def end(self, epoch: Epoch, model: nn.Module) -> None:
         """An epoch has ended, and its checkpoint has been written."""
-
-
-@dataclass
-class _State:
-    """The content of a checkpoint besides tensors."""
-
-    plan: dict[str, Any]
-    stage: int = 0
-    epoch: int = 0  # the next one to train
-    scaler: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)  # the fingerprint; {} in checkpoints of old versions
-    sources: dict[str, str] = field(default_factory=dict)  # likewise
 
 
 def train(
@@ -170,53 +130,6 @@ def train(
         return run.all_stages(resume)
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    data: Dataset,
-    batch: int = 256,
-    device: torch.device | str = "cpu",
-    workers: int = 0,
-    left_out: Callable[[Sequence[str]], None] | None = None,
-    advance: Callable[[int], None] | None = None,
-    counts: Counts | None = None,
-) -> Accuracy | PixelAccuracy:
-    """The accuracy of ``model`` on ``data``, a :class:`PixelAccuracy` if the data label pixels.
-
-    If torch.distributed is set up, all processes share the work, and each returns the same result.
-
-    Args:
-        model: scores uint8 images (N, 3, H, W); on ``device``.
-        data: the images and labels.
-        batch: images per step of each process.
-        device: where to compute.
-        workers: processes that load data, per process.
-        left_out: called with one line for each image file that could not be read, in any process.
-        advance: called with the number of images of each step, over all processes.
-        counts: accumulates the counts; None for those that the accuracy needs.
-
-    Raises:
-        ImageError, DatasetError: an image or label cannot be used.
-        ValueError: there is no image, or no pixel that is counted.
-    """
-    counts = counts_for(data) if counts is None else counts
-    rank, world = place()
-    together = batch * world
-    loader = batches(data, together, 0, 0, False, rank, world, workers)
-    with evaluating(model):
-        for step, (images, labels) in enumerate(loader):
-            if advance is not None:
-                advance(min(together, len(data) - step * together))
-            if not len(labels):
-                continue
-            counts.add(model(to_device(images, device)).float(), labels.to(device))
-    failed = of_all_processes(loader.failed)
-    if left_out is not None:
-        left_out(failed)
-    counts.total = summed(counts.total)
-    return counts.result()
-
-
 class _Run:
     """One training: what does not change during it, and its stages."""
 
@@ -238,7 +151,7 @@ class _Run:
         self.plan, self.training, self.test = plan, training, test
         self.state, self.sources = state, dict(sources)
         self.teacher = None if teacher is None else teacher.to(self.device)
-        self.rank, self.world = place()
+        self.rank, self.world = rank_and_world()
         self.observer = observer if self.rank == 0 else Observer()
         self.synchronizes = self.world > 1 and self.device.type == "cuda"
         self.workers = workers
@@ -258,7 +171,7 @@ class _Run:
         if resume and self.state:
             reached = self._reached()
         else:
-            reached = _State(self.plan.as_dict())
+            reached = State(self.plan.as_dict())
             self._save(0, 0, None, None)
         self.observer.begin(self.plan, list(self.history))
         for stage in range(reached.stage, len(self.plan.stages)):
@@ -350,18 +263,12 @@ class _Run:
         self.observer.start(plan, number, epoch, steps)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         for step, (images, labels) in enumerate(loader):
-            for group in optimizer.param_groups:
-                group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
             if not len(labels):
                 first = f"; the first: {loader.failed[0]}" if loader.failed else ""
                 raise TrainingError(f"none of the images of step {step + 1} in {where} can be read{first}")
-            optimizer.zero_grad()
-            losses = self._gradients(module, to_device(images, self.device), labels.to(self.device))
-            if not self._finite(optimizer, losses):
-                what = f"the gradients are not finite, and the loss is {losses['loss'].item():g},"
-                raise self._diverged(f"{what} in step {step + 1} of {where}")
-            self.scaler.step(optimizer)
-            self.scaler.update()
+            for group in optimizer.param_groups:
+                group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
+            losses = self._step(module, images, labels, optimizer, f"step {step + 1} of {where}")
             if masks:
                 masks.apply()
             if average is not None:
@@ -369,11 +276,24 @@ class _Run:
             for name, loss in losses.items():
                 sums[name] += loss
             self.observer.step(step + 1, losses)
-        self.observer.left_out(of_all_processes(loader.failed))
+        self.observer.left_out(gathered(loader.failed))
         means = {name: summed(total).item() / steps / self.world for name, total in sums.items()}
         if not all(math.isfinite(mean) for mean in means.values()):
             raise self._diverged(f"the loss is {means['loss']:g} in {where}")
         return means
+
+    def _step(
+        self, module: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, where: str
+    ) -> dict[str, Tensor]:
+        """Take one step, and return its losses: see :meth:`_gradients`. ``where`` names it in an error."""
+        optimizer.zero_grad()
+        losses = self._gradients(module, to_device(images, self.device), labels.to(self.device))
+        if not self._finite(optimizer, losses):
+            loss = losses["loss"].item()
+            raise self._diverged(f"the gradients are not finite, and the loss is {loss:g}, in {where}")
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return losses
 
     def _gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the gradients of a batch, and return this process's share of the losses.
@@ -454,19 +374,19 @@ class _Run:
         if self.state and self.rank == 0:
             history = [asdict(entry) for entry in self.history]
             scaler = self.scaler.state_dict()
-            state = _State(self.plan.as_dict(), stage, epoch, scaler, history, self.data, self.sources)
+            state = State(self.plan.as_dict(), stage, epoch, scaler, history, self.data, self.sources)
             kept = None if average is None else average.module
             weights_file.save(self.state, self.model, asdict(state), optimizer, force=True, average=kept)
         if self.world > 1:
             dist.barrier()
 
-    def _reached(self) -> _State:
+    def _reached(self) -> State:
         """Load the checkpoint's weights into the model, and return its state."""
         assert self.state is not None
         try:
             made = weights_file.read_recipe(self.state)
-            reached = _state(self.state, made, self.plan, self.data, self.sources)
-            self.history = [_epoch(entry) for entry in reached.history]
+            reached = checked(self.state, made, self.plan, self.data, self.sources)
+            self.history = [read_epoch(entry) for entry in reached.history]
             if reached.scaler:
                 self.scaler.load_state_dict(reached.scaler)
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError):
@@ -485,60 +405,9 @@ class _Run:
 
 def check_batch(plan: Plan, images: int) -> None:
     """Raise ValueError if the plan's batch does not fit the number of training ``images`` or of processes."""
-    _, world = place()
+    _, world = rank_and_world()
     if plan.batch % (world * plan.accumulate) or images < plan.batch:
         raise ValueError(
             f"batch must divide into {counted(world, 'process')} times {counted(plan.accumulate, 'part')}, "
             f"and be at most the {counted(images, 'image')} of the training set, got {plan.batch}"
         )
-
-
-def _state(
-    path: Path, made: dict[str, Any], plan: Plan, data: dict[str, Any], sources: dict[str, str]
-) -> _State:
-    """``made``, the recipe in the checkpoint at ``path``, after a check that it belongs to this training.
-
-    Malformed content raises TypeError, ValueError, AttributeError or LookupError.
-    """
-    state = _State(**made)
-    number, epoch = state.stage, state.epoch
-    if type(number) is not int or not 0 <= number <= len(plan.stages):
-        raise ValueError("stage")
-    if state.data and (different := ", ".join(changed(state.sources, sources))):
-        raise weights_file.CheckpointError(f"{path}: was begun with another {different}")
-    check_same(path, made, plan, data)
-    if type(epoch) is not int or not 0 <= epoch < (
-        plan.stages[number].epochs if number < len(plan.stages) else 1
-    ):
-        raise ValueError("epoch")
-    return state
-
-
-def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[str, Any]) -> None:
-    """Check that the file at ``path`` was made by ``plan`` on the same data.
-
-    Args:
-        path: the file, for messages.
-        made: the file's recipe, with its ``plan`` and possibly the fingerprint of its ``data``.
-        plan: the plan to compare with.
-        data: the fingerprint to compare with: see :func:`wae.data.loading.fingerprint`.
-
-    Raises:
-        OtherPlanError: the plan differs.
-        CheckpointError: the data differ.
-    """
-    if different := differences(made["plan"], plan):
-        raise OtherPlanError(f"{path}: was made by a plan with another {different}")
-    if made.get("data") and (different := ", ".join(changed(made["data"], data))):
-        raise weights_file.CheckpointError(f"{path}: was made on training data that differs in {different}")
-
-
-def _epoch(entry: Mapping[str, Any]) -> Epoch:
-    """An entry of a checkpoint's history. Raises as :func:`_state` does."""
-    accuracy = entry["accuracy"]
-    kinds = {len(kind._fields): kind for kind in (Accuracy, PixelAccuracy)}
-    epoch = Epoch(**{**entry, "accuracy": accuracy and kinds[len(accuracy)](*accuracy)})
-    numbers = (epoch.stage, epoch.epoch, epoch.seconds, *epoch.losses.values(), *(epoch.accuracy or ()))
-    if type(epoch.kind) is not str or not all(type(number) in (int, float) for number in numbers):
-        raise TypeError("history")
-    return epoch

@@ -36,8 +36,9 @@ from wae.inference.saved import load_deployed
 from wae.models.baselines import AtSize
 from wae.storage.checkpoint import Input, describe, load_classifier
 from wae.storage.weights_file import CheckpointError
+from wae.training.accuracy import evaluate
 from wae.training.plan import Plan, Stage, find
-from wae.training.trainer import evaluate, train
+from wae.training.trainer import train
 
 SUPPORT = Path(__file__).resolve().parents[2] / "support"
 ENOUGH = 5  # epochs, also of a new head, which only guesses after 2

@@ -10,7 +10,7 @@ from wae.cli import main
 from wae.data.idx import FASHION_MNIST_FOLDER, fashion_mnist
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import WEIGHTS
-from wae.training.trainer import evaluate
+from wae.training.accuracy import evaluate
 
 SHIPPED = WEIGHTS / "fashion-mnist.safetensors"
 needs_fashion_mnist = pytest.mark.skipif(

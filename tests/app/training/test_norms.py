@@ -9,8 +9,8 @@ from trained import PLAN, image_set, network, run
 
 from wae.data.dataset import InMemory
 from wae.training import norms, trainer
+from wae.training.accuracy import evaluate
 from wae.training.norms import kept_norms, remeasure_norms, synchronized
-from wae.training.trainer import evaluate
 
 
 def noise(count: int, seed: int = 0) -> InMemory:

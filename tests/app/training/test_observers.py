@@ -14,7 +14,8 @@ from wae.training.accuracy import Accuracy
 from wae.training.observers import Terminal, Together
 from wae.training.plan import Plan, Stage
 from wae.training.stage1 import Quality
-from wae.training.trainer import Epoch, Observer
+from wae.training.state import Epoch
+from wae.training.trainer import Observer
 from wae_kernels.nn import Decoder
 
 PLAN = Plan("net", (Stage("transform", 2, 0.1), Stage("joint", 3, 0.1), Stage("classifier", 1, 0.1)))

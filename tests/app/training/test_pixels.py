@@ -25,13 +25,13 @@ from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResol
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
-from wae.training import norms, trainer
-from wae.training.accuracy import Accuracy, PixelAccuracy, counts_for
+from wae.training import norms
+from wae.training.accuracy import PixelAccuracy, counts_for, evaluate
 from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
 from wae.training.plan import Plan, PlanError, Stage, find, read
 from wae.training.session import Session, rehearse
-from wae.training.trainer import Observer, evaluate, train
+from wae.training.trainer import Observer, train
 
 LABELLED = Stage("classifier", 2, 0.02, "adam", class_balance=1.02)
 JOINT = replace(LABELLED, kind="joint", epochs=5, energy_weight=0.1, transform_weight=0.01)
@@ -254,14 +254,6 @@ def test_resume_after_interruption_gives_the_same_weights(scenes, tmp_path, epoc
 def test_networks_are_saved_and_loaded(tmp_path, name):
     rehearse(tmp_path, build(name, 4), name, list("abcd"), whole(36, 48))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_either_kind_of_accuracy_in_a_history_is_restored():
-    for accuracy in (Accuracy(0.5, 0.6, 0.7, 8), PixelAccuracy(0.5, 0.6, 0.7, 0.8, 9), None):
-        entry = {"stage": 0, "kind": "joint", "epoch": 1, "losses": {}, "accuracy": accuracy, "seconds": 1.0}
-        found = trainer._epoch(json.loads(json.dumps(entry))).accuracy
-        assert found == accuracy
-        assert type(found) is type(accuracy)
 
 
 # ----------------------------------------------------------------------------------------------- command line

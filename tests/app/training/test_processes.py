@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from torch import distributed as dist
 
-from wae.training.processes import _round, agreed, is_alone, is_first, joined, processes
+from wae.training.processes import _round, broadcast, is_alone, is_first, joined, processes
 
 PLAN = """
 model = "small_vgg_half"
@@ -44,9 +44,9 @@ def test_processes_of_a_round_agree_whatever_earlier_rounds_left_in_the_store() 
     with ThreadPoolExecutor(3) as threads:
         for _ in range(3):
             server.queue_push("round", "of a process that was killed while it waited")
-            agreed = set(threads.map(_round, stores, range(3), [3] * 3))
-            assert len(agreed) == 1
-            names |= agreed
+            names_here = set(threads.map(_round, stores, range(3), [3] * 3))
+            assert len(names_here) == 1
+            names |= names_here
     assert len(names) == 3
 
 
@@ -65,7 +65,7 @@ def test_a_process_joins_a_group_only_if_all_variables_of_torchrun_are_set(
         monkeypatch.delenv(missing)
     with joined("cpu") as device:
         assert dist.is_initialized() == (missing is None)
-        assert (device.type, is_first(), is_alone(), processes(), agreed("own")) == (
+        assert (device.type, is_first(), is_alone(), processes(), broadcast("own")) == (
             "cpu",
             True,
             True,
@@ -85,18 +85,18 @@ def test_processes_agree_on_the_value_of_the_first(monkeypatch: pytest.MonkeyPat
     for rank, own in enumerate(("the first's", "the second's")):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         assert (is_first(), is_alone(), processes()) == (rank == 0, False, 2)
-        assert [agreed(f"{own} {word}") for word in ("yes", "no")] == ["the first's yes", "the first's no"]
+        assert [broadcast(f"{own} {word}") for word in ("yes", "no")] == ["the first's yes", "the first's no"]
 
 
 LATE = """
 import time
 from datetime import timedelta
 from torch import distributed as dist
-from wae.training.processes import agreed, is_first
+from wae.training.processes import broadcast, is_first
 dist.init_process_group("gloo", timeout=timedelta(seconds=1))
 for value in ("one", ["another"]):
     time.sleep(3 if is_first() else 0)
-    assert agreed(value if is_first() else None) == value
+    assert broadcast(value if is_first() else None) == value
 dist.destroy_process_group()
 """
 

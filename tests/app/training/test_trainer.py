@@ -8,8 +8,8 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,12 +25,13 @@ from wae.data.folder import ImageFolder
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError
-from wae.training import norms, trainer
+from wae.training import accuracy, norms, trainer
+from wae.training.accuracy import evaluate
 from wae.training.losses import energy_ratio, mimic_loss, transform_loss
 from wae.training.objective import Objective, trained
 from wae.training.plan import Plan, Stage
 from wae.training.sparsity import Masks
-from wae.training.trainer import DivergedError, Observer, TrainingError, evaluate, train
+from wae.training.trainer import DivergedError, Observer, TrainingError, train
 from wae_kernels.nn import Decoder, Encoder
 
 
@@ -425,7 +426,8 @@ def test_workers_load_training_and_test_images(monkeypatch):
         asked.append((arguments[4], workers))
         return batches(*others, 0, **options)
 
-    monkeypatch.setattr(trainer, "batches", spy)
+    for module in (trainer, accuracy):
+        monkeypatch.setattr(module, "batches", spy)
     run(only(replace(JOINT, epochs=1)), workers=3)
     assert asked == [(True, 3), (False, 3)]
 
@@ -735,35 +737,6 @@ def test_absurd_values_in_a_checkpoint_raise_only_checkpoint_errors(tmp_path):
     assert all(str(path) in message and len(message) < 1000 for message in refused)
 
 
-@pytest.mark.parametrize(
-    ("stage", "epoch", "fits"),
-    [
-        *((0, 0, True), (0, 1, True), (2, 1, True), (3, 0, True)),
-        *((0, 2, False), (3, 1, False), (4, 0, False), (-1, 0, False), (0, -1, False)),
-    ],
-)
-def test_the_stage_and_epoch_of_a_checkpoint_must_be_in_the_plan_or_at_its_end(stage, epoch, fits):
-    made = {"plan": PLAN.as_dict(), "stage": stage, "epoch": epoch}
-    with nullcontext() if fits else pytest.raises(ValueError, match=r"^(stage|epoch)$"):
-        trainer._state(Path("state"), made, PLAN, {}, {})
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({"stage": "0"}, {"kind": 1}, {"epoch": None}, {"losses": {"loss": "0.5"}}),
-        *({"accuracy": ["1", 1.0, 0.5, 4]}, {"seconds": True}),
-    ],
-    ids=str,
-)
-def test_an_epoch_in_a_checkpoint_must_have_the_right_types(wrong):
-    epoch = trainer.Epoch(0, "joint", 0, {"loss": 0.5}, trainer.Accuracy(1.0, 1.0, 0.5, 4), 1.0)
-    entry = json.loads(json.dumps(asdict(epoch)))
-    assert trainer._epoch(entry) == epoch
-    with pytest.raises(TypeError, match=r"^history$"):
-        trainer._epoch(entry | wrong)
-
-
 def test_absurd_tensors_of_an_optimizer_raise_checkpoint_errors(tmp_path):
     path = tmp_path / "state"
     model = save_with_adam(path)
@@ -959,34 +932,6 @@ def test_a_plan_that_does_not_fit_is_refused(plan, model, message):
         run(plan, model())
 
 
-def test_accuracy_is_counted_over_all_images():
-    class Always(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("scores", torch.tensor([0.0, 2.0, 1.0]))
-
-        def forward(self, images):
-            return self.scores.expand(len(images), 3)
-
-    accuracy = evaluate(Always(), image_set(20, augment=False), batch=7)
-    in_bfloat16 = evaluate(Always().bfloat16(), image_set(20, augment=False), batch=7)
-    assert in_bfloat16 == pytest.approx(accuracy)
-    assert accuracy.top1 == pytest.approx(7 / 20)
-    losses = torch.tensor([0.0, 2.0, 1.0]).log_softmax(0).neg()[torch.arange(20) % 3]
-    assert accuracy.loss == pytest.approx(losses.mean().item())
-
-
-@pytest.mark.parametrize(("processes", "steps"), [(1, [7, 7, 6]), (2, [14, 6])])
-def test_evaluate_reports_the_number_of_images_in_each_step(monkeypatch, processes, steps):
-    """The last batch is not full. The images of all processes count."""
-    monkeypatch.setattr(trainer, "place", lambda: (0, processes))
-    monkeypatch.setattr(trainer, "of_all_processes", lambda failed: failed)
-    monkeypatch.setattr(trainer, "summed", lambda total: total)
-    reported = []
-    evaluate(network(), image_set(20, augment=False), batch=7, advance=reported.append)
-    assert reported == steps
-
-
 def test_a_teacher_is_in_evaluation_mode_while_training_and_in_its_own_mode_afterwards():
     """So is each of its modules: a frozen BatchNorm, for example, stays frozen."""
     modes = []
@@ -998,20 +943,6 @@ def test_a_teacher_is_in_evaluation_mode_while_training_and_in_its_own_mode_afte
     assert modes == [{False}]
     assert teacher.training
     assert not teacher.low_norm.training
-
-
-def test_evaluate_uses_evaluation_mode_and_restores_the_mode():
-    class Mode(torch.nn.Module):
-        """Right about every image, but only in evaluation mode."""
-
-        def forward(self, images):
-            right = images.float().mean((2, 3)).argmax(1) + self.training
-            return torch.nn.functional.one_hot(right % 3, 3).float()
-
-    for mode in (True, False):
-        model = Mode().train(mode)
-        assert evaluate(model, image_set(augment=False)).top1 == 1.0
-        assert model.training == mode
 
 
 # ------------------------------------------------------------------------------------------ many processes

@@ -21,7 +21,7 @@ from wae.models.classifier import fold_normalization
 from wae.models.counting import count
 from wae.models.positions import fit_to
 from wae.storage import weights_file
-from wae.training.processes import agreed, is_first
+from wae.training.processes import broadcast, is_first
 from wae.training.trainer import DivergedError
 from wae.wording import first_line
 from wae_kernels.checks import half_of
@@ -46,7 +46,7 @@ def train_baseline(task: Task, record: Record, name: str, form: Form, recipe: Re
 
     If there is no such baseline, or its loss is no longer finite, the entry ``left out`` says why.
     """
-    chosen = record.once(f"chosen: {name}", lambda: agreed(choose(task, name, form) if is_first() else {}))
+    chosen = record.once(f"chosen: {name}", lambda: broadcast(choose(task, name, form) if is_first() else {}))
     if "left out" in chosen:
         return dict(chosen)
     sets = task.sets(task.side)

@@ -27,7 +27,7 @@ from wae.storage.files import read_json, written
 from wae.storage.weights_file import CheckpointError
 from wae.training.lock import alone_in
 from wae.training.plan import changed
-from wae.training.processes import agreed, is_first
+from wae.training.processes import broadcast, is_first
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD
 from wae.training.small_data import ADAMW
 
@@ -93,7 +93,7 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
     if is_first() and (folder / _OLD_BASELINES).is_dir():
         (folder / _OLD_BASELINES).rename(folder / BASELINES)
     entries = list(folder.glob("[!.]*")) if is_first() else []
-    if not agreed(path.exists()):
+    if not broadcast(path.exists()):
         if entries:
             raise FileExistsError(
                 f"{folder} is neither empty nor the folder of an acceleration; name another folder"
@@ -102,7 +102,7 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         record.write()
         return record
     try:
-        made: Any = agreed(read_json(path) if is_first() else None)
+        made: Any = broadcast(read_json(path) if is_first() else None)
         known_later = {**DEFAULTS, "test data": settings["test data"]}
         before, found = {**known_later, **made["settings"]}, _as_called_now(made)
     except (ValueError, LookupError, TypeError):

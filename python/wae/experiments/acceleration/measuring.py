@@ -13,9 +13,8 @@ from wae.experiments.machine import Others
 from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.progress import bar
-from wae.training.accuracy import Accuracy, ByClass
+from wae.training.accuracy import Accuracy, ByClass, evaluate
 from wae.training.processes import is_first
-from wae.training.trainer import evaluate
 
 from .data import Images
 from .plans import plan_for

@@ -14,7 +14,7 @@ from wae.inference.engines import EngineError
 from wae.inference.precision import DTYPES
 from wae.models.accelerated import Form
 from wae.progress import bar
-from wae.training.processes import agreed, is_first
+from wae.training.processes import broadcast, is_first
 
 from .deployment import fastest
 from .folder import Record
@@ -34,7 +34,7 @@ _TRIED = 3  # how many of the forms that meet the target are tried
 def meet_target(task: Task, record: Record) -> dict[str, Any]:
     """The most accurate form that meets the target: measure times, then try a few forms."""
     with bar("measuring times", None, is_first()):
-        times = record.once("times", lambda: agreed(timed_forms(task) if is_first() else {}))
+        times = record.once("times", lambda: broadcast(timed_forms(task) if is_first() else {}))
     name, allowed = _allowed(task.settings, times["original"])
     # of those that meet it, the slowest compute most
     tried = sorted(_meeting(name, allowed, times), key=lambda entry: -entry["seconds"])[:_TRIED]

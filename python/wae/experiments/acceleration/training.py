@@ -18,10 +18,11 @@ from wae.storage.checkpoint import save_classifier
 from wae.training.accuracy import Accuracy
 from wae.training.observers import Terminal
 from wae.training.plan import Plan
-from wae.training.processes import agreed, is_first
+from wae.training.processes import broadcast, is_first
 from wae.training.session import MODEL, STATE, observed
 from wae.training.small_data import acceleration_plan
-from wae.training.trainer import Epoch, Observer, train
+from wae.training.state import Epoch
+from wae.training.trainer import Observer, train
 
 from .folder import ORIGINAL, TRIALS
 from .networks import described, initialised, teacher
@@ -78,7 +79,7 @@ def train_head(task: Task) -> dict[str, Any]:
     if is_first():
         path = task.settings.folder / ORIGINAL
         weights_file.save(path, stock.network, {"plan": plan.as_dict()}, force=True)
-    return agreed({"epochs": len(history)})  # the other processes wait for the file
+    return broadcast({"epochs": len(history)})  # the other processes wait for the file
 
 
 def fit(
@@ -135,7 +136,7 @@ def _fit(
             training,
             test,
             state=state,
-            resume=agreed(state.exists()),
+            resume=broadcast(state.exists()),
             teacher=teacher,
             observer=observer,
             workers=task.settings.workers,

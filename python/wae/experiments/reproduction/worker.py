@@ -23,9 +23,11 @@ from wae.experiments.machine import machine
 from wae.models.counting import count
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.termination import end_with_parent, terminable
+from wae.training.accuracy import evaluate
 from wae.training.norms import kept_norms, remeasure_norms
 from wae.training.plan import Plan
-from wae.training.trainer import Epoch, Observer, TrainingError, evaluate, train
+from wae.training.state import Epoch
+from wae.training.trainer import Observer, TrainingError, train
 
 from .claim import Claim, Job
 from .results import Result, read_result, result_path, weights_path, write_json

@@ -14,7 +14,7 @@ from wae.inference.agreement import DisagreementError
 from wae.inference.saved import load_deployed
 from wae.inference.timing import Timing
 from wae.models.counting import count
-from wae.training.trainer import evaluate
+from wae.training.accuracy import evaluate
 
 
 def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from wae.experiments.acceleration.folder import ORIGINAL, TRIALS, Record
 from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import NO_TEACHER
 from wae.storage import weights_file
-from wae.training.trainer import Epoch
+from wae.training.state import Epoch
 
 
 @pytest.mark.parametrize("recipe", [NO_TEACHER, PLAIN, MIRRORED], ids=str)

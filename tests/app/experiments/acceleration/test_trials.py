@@ -15,7 +15,8 @@ from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import NO_TEACHER, Recipe
 from wae.training.accuracy import Accuracy
 from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
-from wae.training.trainer import DivergedError, Epoch, TrainingError
+from wae.training.state import Epoch
+from wae.training.trainer import DivergedError, TrainingError
 
 
 def test_a_trial_is_trained_and_tested_on_training_images_only(tmp_path, monkeypatch):

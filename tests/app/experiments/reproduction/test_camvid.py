@@ -30,9 +30,8 @@ from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResol
 from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import plan
-from wae.training.accuracy import PixelAccuracy
+from wae.training.accuracy import PixelAccuracy, evaluate
 from wae.training.norms import remeasure_norms
-from wae.training.trainer import evaluate
 
 TINY = tiny_plan("wae_enet", 4, epochs=2, learning_rate=1e-3, optimizer="adam", class_balance=1.02)
 CLAIM = CamVid(TINY, "enet", (24, 32))

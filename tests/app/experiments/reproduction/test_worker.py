@@ -24,7 +24,8 @@ from wae.experiments.reproduction.worker import Progress
 from wae.models.counting import count
 from wae.storage.checkpoint import save_classifier
 from wae.training.accuracy import Accuracy
-from wae.training.trainer import Epoch, TrainingError
+from wae.training.state import Epoch
+from wae.training.trainer import TrainingError
 
 
 def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatch):
