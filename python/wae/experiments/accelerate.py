@@ -24,15 +24,17 @@ from wae.progress import bar
 from wae.storage import weights_file
 from wae.storage.files import refuse_within
 from wae.training import plan
+from wae.training.lock import alone_in
 from wae.training.observers import shown
 from wae.training.processes import is_first, joined
-from wae.training.session import MODEL, STATE, rehearse
+from wae.training.rehearsal import rehearse
+from wae.training.session import MODEL, STATE
 from wae.wording import counted
 
 from .acceleration import baselines, report
 from .acceleration.data import Loader, in_memory
 from .acceleration.deployment import deploy_all, write_onnx
-from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, alone, clear, open_record
+from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, clear, open_record
 from .acceleration.measuring import measure_original
 from .acceleration.networks import described, initialised, trained, try_out
 from .acceleration.settings import AccelerationError, Recipe, Settings
@@ -132,7 +134,7 @@ def run(settings: Settings, console: Console, force: bool = False) -> Path:
             task, first = open_task(settings, console, device), is_first()
             try_out(task)
             if first:
-                folder.enter_context(alone(settings.folder))
+                folder.enter_context(alone_in(settings.folder))
                 if force:
                     clear(settings.folder)
             record = open_record(settings.folder, task.as_dict())

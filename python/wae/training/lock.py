@@ -30,8 +30,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     The lock is on the folder itself (flock), so it leaves no file behind and ends with the process. File
     systems without such locks, such as some network file systems, are not protected.
 
-    Raises FolderInUseError if another process holds the lock for more than :data:`PATIENCE` seconds.
+    Raises:
+        FileExistsError: ``folder`` is not a folder.
+        FolderInUseError: another process holds the lock for more than :data:`PATIENCE` seconds.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is not a folder")
     is_new = not folder.exists()
     make_folder(folder)
     opened = os.open(folder, os.O_RDONLY)

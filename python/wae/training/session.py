@@ -11,15 +11,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -30,17 +27,13 @@ from wae.data.images import MAX_PIXELS
 from wae.data.input import evaluation_resize
 from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
-from wae.models.accelerated import Form
 from wae.models.baselines import FullResolution
-from wae.models.evaluating import evaluating
-from wae.models.meta import on_meta
 from wae.models.network import WAENetwork
-from wae.models.registry import PARTS, NetworkError, build
+from wae.models.registry import PARTS, build
 from wae.progress import say
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import no_file, refuse_within, sha256, written
 from wae.storage.weights_file import CheckpointError
-from wae.wording import counted, first_line
 from wae_kernels.nn import Decoder, Encoder
 
 from . import pretrained
@@ -51,13 +44,13 @@ from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
 from .processes import broadcast, is_first, joined
+from .rehearsal import rehearse, try_out, try_training
 from .state import Epoch, OtherPlanError
 from .trainer import Observer, train
 
 STATE, MODEL, PLAN, LOG, TENSORBOARD = (
     "state.safetensors", "model.safetensors", "plan.toml", "log.jsonl", "tensorboard",
 )  # fmt: skip
-_SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)  # tried for an error message
 _IMAGES = 8  # shown in TensorBoard
 _NO_TENSORBOARD = 'no TensorBoard files: it is not installed (pip install "wae-kernels[tensorboard]")'
 
@@ -127,41 +120,44 @@ class Session:
             resumes = broadcast(self.resume and self.state.exists())
             sets = self._in_order_of_weights(self._sets(console), console)
             plan, model = self._model(sets[0], resumes)
+            self._check_kinds(plan, sets[0])
             if isinstance(model, WAENetwork):
                 _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
-            check_kind(plan.model, sets[0])
-            if self.teacher:
-                check_kind(describe(self.teacher).network, sets[0])
             images, _ = sample(sets[1], _IMAGES)
-            _try_out(model, plan.model, images)
-            _try_training(plan, len(sets[0].labels), images)
+            try_out(model, plan.model, images)
+            try_training(plan, len(sets[0].labels), images)
             teacher = self._teacher(images, sets[1].labels, console)
             described = plan.model, sets[0].labels, _input(sets[1], images)
-            with observed(self.folder, console, images) as observer:
+            with observed(self.folder, console, images) as observer, self._plan_of_before():
                 if is_first():
                     rehearse(self.folder, model, *described)
-                with self._plan_of_before():
-                    history = train(
-                        model,
-                        plan,
-                        *sets,
-                        state=self.state,
-                        resume=resumes,
-                        sources=self._sources(),
-                        teacher=teacher,
-                        observer=observer,
-                        workers=self.workers,
-                        device=device,
-                    )  # fmt: skip
-                result = self.folder / MODEL
-                if is_first():
-                    made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
-                    save_classifier(result, model, *described, made, force=True)
-                    if show is None:
-                        console.print(table(plan, history))
-                    else:
-                        show(plan, history)
-        return result
+                history = train(
+                    model,
+                    plan,
+                    *sets,
+                    state=self.state,
+                    resume=resumes,
+                    sources=self._sources(),
+                    teacher=teacher,
+                    observer=observer,
+                    workers=self.workers,
+                    device=device,
+                )
+            if is_first():
+                made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
+                save_classifier(self.folder / MODEL, model, *described, made, force=True)
+                if show is None:
+                    console.print(table(plan, history))
+                else:
+                    show(plan, history)
+        return self.folder / MODEL
+
+    def _check_kinds(self, plan: Plan, data: Dataset) -> None:
+        """Raise ValueError if the network or the teacher scores images but the data label pixels, or vice
+        versa."""
+        check_kind(plan.model, data)
+        if self.teacher:
+            check_kind(describe(self.teacher).network, data)
 
     @contextmanager
     def _plan_of_before(self) -> Iterator[None]:
@@ -177,9 +173,7 @@ class Session:
 
     def _check_folder(self) -> None:
         refuse_within(self.folder, self._files())
-        names = {
-            path.name for path in self.folder.iterdir() if path.name[0] != "."
-        }  # those are of killed trainings
+        names = {path.name for path in self.folder.glob("[!.]*")}  # the others are of killed trainings
         if self.force or not names:
             return
         if not self.resume:
@@ -195,8 +189,6 @@ class Session:
         if not is_first():
             yield
             return
-        if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"{self.folder} is not a folder")
         with alone_in(self.folder):
             self._check_folder()
             yield
@@ -286,7 +278,7 @@ class Session:
                 raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
         teacher, known = load_classifier(path), describe(path).labels
-        scores = _try_out(teacher, str(path), images)
+        scores = try_out(teacher, str(path), images)
         order = class_order(f"the teacher, {path}", known, scores.shape[1], labels)
         if not scores.isfinite().all():
             raise ValueError(f"the teacher, {path}: its scores of the test images are not finite")
@@ -334,90 +326,9 @@ class _PlanFile(Observer):
             file.write(plan.as_toml().encode())
 
 
-def rehearse(
-    folder: Path,
-    model: nn.Module,
-    network: str,
-    labels: Sequence[str],
-    input: Input,
-    form: Form | None = None,
-    original: nn.Module | None = None,
-) -> None:
-    """Save ``model`` and load it again, as at the end of a training, so that problems show before it begins.
-
-    Args:
-        folder: where the network will be saved; the trial file is removed.
-        model, network, labels, input, form: as for :func:`wae.storage.checkpoint.save_classifier`.
-        original: as for :func:`wae.storage.checkpoint.load_classifier`.
-
-    Raises:
-        OSError: there is no space, or no permission to write.
-        ValueError, CheckpointError: the network cannot be saved, or cannot be loaded again.
-    """
-    path = folder / ".rehearsal"
-    try:
-        save_classifier(path, model, network, labels, input, force=True, form=form)
-        loaded = load_classifier(path, original).state_dict()
-        if describe(path).labels != tuple(labels):
-            raise CheckpointError(f"{network}: its class names change when they are saved and loaded")
-        different = [name for name, tensor in model.state_dict().items() if not _same(tensor, loaded[name])]
-        if different:
-            raise CheckpointError(f"{network}: {different[0]} changes when it is saved and loaded")
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.equal(one.cpu().nan_to_num(), other.nan_to_num()))
-
-
 def _note(console: Console, note: str) -> None:
     if note and is_first():
         say(console, note)
-
-
-def _try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """The scores of ``images``. Raises ValueError if the network does not accept images of their size."""
-    shapes = copy.deepcopy(network).to("meta").eval()  # computing would take minutes on large images
-    if why := _runs(shapes, images.shape):
-        height, width = images.shape[2:]
-        raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_sizes(name)}")
-    with torch.no_grad(), evaluating(network):
-        scores: Tensor = network(images)
-    return scores
-
-
-def _sizes(name: str) -> str:
-    """Which sizes the network accepts, as the end of a sentence."""
-    try:
-        network = on_meta(partial(build, name))
-    except NetworkError:  # ``name`` is the file of a teacher
-        return ""
-    works = [str(side) for side in _SIDES if _runs(network, (1, 3, side, side)) is None]
-    return f"; of --size {', '.join(map(str, _SIDES))} these work: {', '.join(works) or 'none'}"
-
-
-def _runs(network: nn.Module, shape: Sequence[int]) -> str | None:
-    """Why a network on "meta" does not accept images of ``shape``; None if it does."""
-    try:
-        with torch.no_grad():
-            network(torch.empty(shape, device="meta"))
-    except Exception as error:  # any that the network's own code raises
-        return first_line(error)
-    return None
-
-
-def _try_training(plan: Plan, classes: int, images: Tensor) -> None:
-    """Raise ValueError if a process computes too few images at a time for the network's BatchNorm."""
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    part = max(1, plan.batch // (world * plan.accumulate))
-    network = on_meta(partial(build, plan.model, classes)).train()
-    if why := _runs(network, (part, *images.shape[1:])):
-        each = f"{counted(part, 'image')} of {' x '.join(map(str, images.shape[2:]))}"
-        raise ValueError(
-            f"{plan.model} cannot be trained on parts of {each}: {why}; use a larger --batch or --size, or "
-            "fewer processes or --accumulate"
-        )
 
 
 def _input(data: Dataset, images: Tensor) -> Input:

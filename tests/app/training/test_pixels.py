@@ -30,7 +30,8 @@ from wae.training.accuracy import PixelAccuracy, counts_for, evaluate
 from wae.training.losses import class_weights, cross_entropy, mimic_loss
 from wae.training.objective import Objective
 from wae.training.plan import Plan, PlanError, Stage, find, read
-from wae.training.session import Session, rehearse
+from wae.training.rehearsal import rehearse
+from wae.training.session import Session
 from wae.training.trainer import Observer, train
 
 LABELLED = Stage("classifier", 2, 0.02, "adam", class_balance=1.02)

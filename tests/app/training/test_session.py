@@ -14,15 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import run
-from torch import nn
 
 from wae.data.dataset import InMemory
-from wae.models.registry import build
 from wae.storage.checkpoint import Input, load_classifier
-from wae.training import lock, session
+from wae.training import lock, rehearsal, session
 from wae.training.lock import FolderInUseError, alone_in
 from wae.training.plan import find
-from wae.training.session import _try_out, rehearse
 
 SMALL = """
 model = "small_vgg_half"
@@ -32,11 +29,6 @@ kind = "classifier"
 epochs = 2
 learning_rate = 0.05
 """
-FAMILIES = (
-    "densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf "
-    "regnet_y_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1 swin_t"
-).split()
-LABELS = ["no\u00a0break", "ideographic\u3000space", "tab\t\x1b[2J", "long " * 40]
 
 
 @pytest.fixture
@@ -51,33 +43,11 @@ def train(small_plan, tmp_path):
     return lambda *more: run("train", "--data", "digits", "--plan", small_plan, "-o", tmp_path / "out", *more)
 
 
-# ----------------------------------------------------------------------------------- saved before trained
-
-
-@pytest.mark.parametrize("name", ["wae_small_vgg", "wavelet_small_vgg", "wae_squeezenet1_1", "mnasnet0_5"])
-def test_a_network_is_saved_and_loaded_before_it_is_trained(tmp_path, name):
-    rehearse(tmp_path, build(name, 4), name, LABELS, Input(900, 1029, False))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_nan_weights_are_saved_and_loaded_too(tmp_path):
-    model = build("small_vgg_half", 4)
-    next(model.parameters()).data[0] = torch.nan
-    rehearse(tmp_path, model, "small_vgg_half", LABELS, Input())
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_data_tells_whether_images_are_grey(channels):
     images = torch.zeros(2, channels, 28, 28, dtype=torch.uint8)
     data = InMemory(images, torch.zeros(2, dtype=torch.long), ("a", "b"), augment=False, seed=0)
     assert session._input(data, data.batch([0], 0)[0]) == Input(28, 28, grayscale=channels == 1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_of_torchvision_is_saved_and_loaded(tmp_path, name):
-    model = build(name, 4)
-    rehearse(tmp_path, model, name, LABELS, Input())
 
 
 @pytest.mark.slow
@@ -100,7 +70,7 @@ def test_a_network_that_changes_when_saved_is_refused_before_training(train, mon
         next(model.parameters()).data[0] += 1
         return model
 
-    monkeypatch.setattr(session, "load_classifier", other)
+    monkeypatch.setattr(rehearsal, "load_classifier", other)
     assert train() == 1
     assert "network.0.0.weight changes when it is saved and loaded" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -283,25 +253,3 @@ def test_training_starts_in_a_folder_without_a_checkpoint(tmp_path, left):
 def test_a_pixel_limit_that_leaves_out_no_image_may_change_on_resume(tmp_path):
     training = session.Session(find("digits"), "digits", tmp_path, body_weights="torchvision", max_pixels=9)
     assert training._sources() == {"--body-weights": "torchvision", "--on-corrupt": "error"}
-
-
-def test_images_of_a_wrong_size_are_refused_before_anything_is_computed():
-    """In a network that fits only in its last layer, large images were first computed for minutes."""
-
-    class Costly(nn.Linear):
-        def forward(self, images):
-            assert images.is_meta
-            return super().forward(images)
-
-    with pytest.raises(ValueError, match="costly takes no images of 4 x 6 "):
-        _try_out(Costly(5, 2), "costly", torch.zeros(1, 3, 4, 6))
-
-
-@pytest.mark.parametrize("error", [AssertionError, IndexError])
-def test_an_error_without_a_message_is_named(error):
-    class Silent(nn.Module):
-        def forward(self, images):
-            raise error
-
-    with pytest.raises(ValueError, match=rf"silent takes no images of 4 x 5 \({error.__name__}\)"):
-        _try_out(Silent(), "silent", torch.zeros(1, 3, 4, 5))

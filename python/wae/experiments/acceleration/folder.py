@@ -17,15 +17,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wae.storage.files import read_json, written
 from wae.storage.weights_file import CheckpointError
-from wae.training.lock import alone_in
 from wae.training.plan import changed
 from wae.training.processes import broadcast, is_first
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD
@@ -39,15 +37,6 @@ ORIGINAL = "original.safetensors"
 
 _OLD_BASELINES = "rivals"  # the baselines' folder in earlier versions
 _PLAIN_TEACHER = re.compile(r"trial: .*, mimic (?!0$)[^ ,]+")
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Create the folder, and keep other processes from writing to it inside the block."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is not a folder")
-    with alone_in(folder):
-        yield
 
 
 def clear(folder: Path) -> None:

@@ -1,0 +1,105 @@
+"""Tries out before a training what would otherwise fail in the middle of it or at its end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wae.data.input import Input
+from wae.models.accelerated import Form
+from wae.models.evaluating import evaluating
+from wae.models.meta import on_meta
+from wae.models.registry import NetworkError, build
+from wae.storage.checkpoint import describe, load_classifier, save_classifier
+from wae.storage.weights_file import CheckpointError
+from wae.wording import counted, first_line
+
+from .plan import Plan
+from .processes import processes
+
+_SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)  # tried for an error message
+
+
+def try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """The scores of ``images``. Raises ValueError if the network does not accept images of their size."""
+    shapes = copy.deepcopy(network).to("meta").eval()  # computing would take minutes on large images
+    if why := _why_not(shapes, images.shape):
+        height, width = images.shape[2:]
+        raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_accepted_sizes(name)}")
+    with torch.no_grad(), evaluating(network):
+        scores: Tensor = network(images)
+    return scores
+
+
+def _accepted_sizes(name: str) -> str:
+    """Which sizes the network accepts, as the end of a sentence."""
+    try:
+        network = on_meta(partial(build, name))
+    except NetworkError:  # ``name`` is the file of a teacher
+        return ""
+    works = [str(side) for side in _SIDES if _why_not(network, (1, 3, side, side)) is None]
+    return f"; of --size {', '.join(map(str, _SIDES))} these work: {', '.join(works) or 'none'}"
+
+
+def _why_not(network: nn.Module, shape: Sequence[int]) -> str | None:
+    """Why a network on "meta" does not accept images of ``shape``; None if it does."""
+    try:
+        with torch.no_grad():
+            network(torch.empty(shape, device="meta"))
+    except Exception as error:  # any that the network's own code raises
+        return first_line(error)
+    return None
+
+
+def try_training(plan: Plan, classes: int, images: Tensor) -> None:
+    """Raise ValueError if a process computes too few images at a time for the network's BatchNorm."""
+    part = max(1, plan.batch // (processes() * plan.accumulate))
+    network = on_meta(partial(build, plan.model, classes)).train()
+    if why := _why_not(network, (part, *images.shape[1:])):
+        each = f"{counted(part, 'image')} of {' x '.join(map(str, images.shape[2:]))}"
+        raise ValueError(
+            f"{plan.model} cannot be trained on parts of {each}: {why}; use a larger --batch or --size, or "
+            "fewer processes or --accumulate"
+        )
+
+
+def rehearse(
+    folder: Path,
+    model: nn.Module,
+    network: str,
+    labels: Sequence[str],
+    input: Input,
+    form: Form | None = None,
+    original: nn.Module | None = None,
+) -> None:
+    """Save ``model`` and load it again, as at the end of a training, so that problems show before it begins.
+
+    Args:
+        folder: where the network will be saved; the trial file is removed.
+        model, network, labels, input, form: as for :func:`wae.storage.checkpoint.save_classifier`.
+        original: as for :func:`wae.storage.checkpoint.load_classifier`.
+
+    Raises:
+        OSError: there is no space, or no permission to write.
+        ValueError, CheckpointError: the network cannot be saved, or cannot be loaded again.
+    """
+    path = folder / ".rehearsal"
+    try:
+        save_classifier(path, model, network, labels, input, force=True, form=form)
+        loaded = load_classifier(path, original).state_dict()
+        if describe(path).labels != tuple(labels):
+            raise CheckpointError(f"{network}: its class names change when they are saved and loaded")
+        different = [name for name, tensor in model.state_dict().items() if not _same(tensor, loaded[name])]
+        if different:
+            raise CheckpointError(f"{network}: {different[0]} changes when it is saved and loaded")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(torch.equal(one.cpu().nan_to_num(), other.nan_to_num()))
