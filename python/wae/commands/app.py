@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(options: argparse.Namespace) -> list[answers.Side]:
+def _asked(options: argparse.Namespace) -> list[answers.Candidate]:
     """The networks of the options, deployed."""
     from wae.experiments import answers
     from wae.models.own import own_network
@@ -94,4 +94,4 @@ def _asked(options: argparse.Namespace) -> list[answers.Side]:
 
     own = None if options.model is None else own_network(options.model)
     with bar("preparing the networks", None):
-        return answers.sides(options.weights, options.stock, options.engine, own)
+        return answers.candidates(options.weights, options.stock, options.engine, own)

@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     The table can also be printed for a read-only folder that has all results.
     """
     from wae.errors import WaeError
-    from wae.experiments.machine import Others, disturbance
+    from wae.experiments.machine import OtherPrograms, disturbance
     from wae.experiments.reproduction.table import markdown, recovered, reestimated, rows
     from wae.training.lock import alone_in
 
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
         with alone_in(options.output):  # until the last file is written
             results = _watch(options, data, wanted, claim)
             console.print("All networks are trained. Measuring their times on this machine.")
-            others = Others()
+            others = OtherPrograms()
             table = rows(results, claim)
             if disturbed := disturbance(others.cores()):
                 console.print(f"{disturbed.capitalize()}.")

@@ -23,7 +23,7 @@ TOP = 5
 _SECONDS = 0.5  # to time all networks for
 
 
-class Side(NamedTuple):
+class Candidate(NamedTuple):
     """A network that predicts one image at a time."""
 
     name: str
@@ -44,9 +44,9 @@ class Answer(NamedTuple):
     """Median of interleaved runs."""
 
 
-def sides(
+def candidates(
     weights: Path, stock: Path | None = None, engine: str = "eager", own: nn.Module | None = None
-) -> list[Side]:
+) -> list[Candidate]:
     """The classifier in the checkpoint ``weights``, and the one beside it.
 
     That is the one in ``stock``. Without it, it is the network that the first is WAE around, to compare times
@@ -62,9 +62,9 @@ def sides(
         ValueError: there is no such engine.
         EngineError, DisagreementError: see :func:`wae.deploy`.
     """
-    first = _side(weights, engine, own)
+    first = _candidate(weights, engine, own)
     if stock is not None:
-        return [first, _side(stock, engine, own)]
+        return [first, _candidate(stock, engine, own)]
     described = first.described
     name = described.network.removeprefix("wae_")
     if described.is_own:
@@ -75,35 +75,36 @@ def sides(
     else:
         torch.manual_seed(0)
         model = build(name, described.classes).eval()
-    return [first, Side(name, described, runner(model, described.input, engine, 1), trained=False)]
+    return [first, Candidate(name, described, runner(model, described.input, engine, 1), trained=False)]
 
 
-def _side(path: Path, engine: str, own: nn.Module | None) -> Side:
+def _candidate(path: Path, engine: str, own: nn.Module | None) -> Candidate:
     described = describe_classifier(path)
     name = f"WAE around {described.network}" if described.is_own else described.network
-    return Side(name, described, runner(load_classifier(path, own), described.input, engine, 1), trained=True)
+    network = runner(load_classifier(path, own), described.input, engine, 1)
+    return Candidate(name, described, network, trained=True)
 
 
-def answers(asked: Sequence[Side], image: Tensor, invert: bool = False) -> list[Answer]:
-    """Each side's answer to ``image``, (3, H, W) uint8.
+def answers(asked: Sequence[Candidate], image: Tensor, invert: bool = False) -> list[Answer]:
+    """Each candidate's answer to ``image``, (3, H, W) uint8.
 
     Args:
-        asked: see :func:`sides`.
+        asked: see :func:`candidates`.
         image: is scaled and cut as each network's checkpoint says.
         invert: swap light and dark first.
 
     Raises ImageError where the image is too long for a network.
     """
-    images = [prepare(image, side.described.input, invert)[None] for side in asked]
-    calls = {str(n): partial(s.network, i) for n, (s, i) in enumerate(zip(asked, images, strict=True))}
-    timings = interleaved(calls, _SECONDS)
+    images = [prepare(image, candidate.described.input, invert)[None] for candidate in asked]
+    calls = [partial(candidate.network, image) for candidate, image in zip(asked, images, strict=True)]
+    timings = interleaved({str(number): call for number, call in enumerate(calls)}, _SECONDS)
     return [
         Answer(
-            side.name,
-            _shares(calls[n](), side.described) if side.trained else {},
-            1e3 * timings[n].median,
+            candidate.name,
+            _shares(call(), candidate.described) if candidate.trained else {},
+            1e3 * timing.median,
         )
-        for n, side in zip(calls, asked, strict=True)
+        for candidate, call, timing in zip(asked, calls, timings.values(), strict=True)
     ]
 
 

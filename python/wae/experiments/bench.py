@@ -27,14 +27,14 @@ from wae.inference.calibration import CalibrationError, in_folder
 from wae.inference.deploy import deploy
 from wae.inference.deployed import Deployed
 from wae.inference.engines import ENGINES, Engine, EngineError
-from wae.inference.timing import Timing, interleaved
+from wae.inference.timing import Timing
 from wae.models.counting import count
 from wae.models.pairs import Pair
 from wae.training.pretrained import scale_for_photos
 from wae.wording import first_line
 from wae_kernels.reference import normalize_image
 
-from .machine import Others, machine
+from .machine import machine, timed
 
 PHOTOS = "crops of the bundled photos"
 """The images that int8 is calibrated on, unless a folder is given."""
@@ -159,7 +159,7 @@ def compare(
     sides = _sides(pair, images, size, batch, _combinations(engines, precisions, left_out), left_out, step)
     step(f"{pair.name}, batch {batch}: timing")
     calls = {kind: given[torch.arange(batch) % len(given)] for kind, given in images.items()}
-    timings, others = _timed(sides, pair.stock, calls, seconds)
+    timings, others = _timed_sides(sides, pair.stock, calls, seconds)
     costs = {kind: count(network, (size, size)).multiply_adds for kind, network in pair.networks.items()}
     source = str(calibrate.name) if calibrate else PHOTOS
     rows = _rows(sides, timings)
@@ -201,7 +201,7 @@ def _sides(
     return sides
 
 
-def _timed(
+def _timed_sides(
     sides: Mapping[_Key, Deployed], stock: nn.Module, calls: Mapping[str, Tensor], seconds: float
 ) -> tuple[dict[str, Timing], float | None]:
     """Time all sides and, as "eager", ``stock``, interleaved; also the cores that other programs used.
@@ -213,9 +213,7 @@ def _timed(
     }
     functions["eager"] = partial(stock, calls["stock"])
     with torch.no_grad():
-        others = Others()
-        timings = interleaved(functions, seconds, settle=1)
-        return timings, others.cores()
+        return timed(functions, seconds, torch.device("cpu"), settle=1)
 
 
 def _rows(sides: Mapping[_Key, Deployed], timings: Mapping[str, Timing]) -> list[Row]:

@@ -6,7 +6,7 @@ precisions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ from wae.inference.batches import filled
 from wae.inference.deploy import deploy
 from wae.inference.deployed import Deployed
 from wae.inference.footprint import footprint_of
-from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Description, describe
 from wae.training.accuracy import Accuracy, PixelAccuracy
 from wae.wording import first_line, printable
 
-from .machine import Others
+from .machine import timed
 
 HOW_TIMED = (
     "Time: of one image in eager PyTorch on this machine, medians of interleaved runs; "
@@ -85,20 +84,10 @@ def measure(candidates: Sequence[Candidate], seconds: float) -> float | None:
         image = torch.zeros(1, 3, *size, dtype=torch.uint8, device=device)
         image = image.contiguous(memory_format=torch.channels_last)
         functions[str(number)] = lambda model=entry.model, image=image: model(image)
-    on_gpu = any(next(entry.model.parameters()).is_cuda for entry in candidates)
-    timings, others = _timed(functions, seconds, on_gpu)
-    for entry, timing in zip(candidates, timings, strict=True):
+    timings, others = timed(functions, seconds, next(candidates[0].model.parameters()).device)
+    for entry, timing in zip(candidates, timings.values(), strict=True):
         entry.seconds = timing.median
     return others
-
-
-def _timed(
-    functions: Mapping[str, Callable[[], Tensor]], seconds: float, on_gpu: bool, settle: int = 0
-) -> tuple[list[Timing], float | None]:
-    synchronize = torch.cuda.synchronize if on_gpu else lambda: None
-    others = Others()
-    timings = interleaved(functions, seconds, settle=settle, synchronize=synchronize)
-    return list(timings.values()), others.cores()
 
 
 def as_data(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -200,9 +189,9 @@ def measure_deployed(entries: Sequence[DeployedCandidate], seconds: float) -> fl
         device = next(entry.candidate.model.parameters()).device
         images = torch.zeros(entry.deployed.batch, 3, *entry.deployed.size, dtype=torch.uint8, device=device)
         functions[str(number)] = lambda entry=entry, images=images: entry.deployed(images)
-    on_gpu = any(next(entry.candidate.model.parameters()).is_cuda for entry in entries)
-    timings, others = _timed(functions, seconds, on_gpu, settle=1)
-    for entry, timing in zip(entries, timings, strict=True):
+    device = next(entries[0].candidate.model.parameters()).device
+    timings, others = timed(functions, seconds, device, settle=1)
+    for entry, timing in zip(entries, timings.values(), strict=True):
         entry.seconds = timing.median
         taken = footprint_of(entry.deployed)
         entry.megabytes = taken.peak if taken else None

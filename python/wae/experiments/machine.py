@@ -1,10 +1,11 @@
-"""The machine of a measurement: its CPU, the installed versions, and the load of other programs."""
+"""The machine of a measurement: its CPU, the installed versions, and the load of other programs during it."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 import wae_kernels
+from wae.inference.timing import Timing, interleaved
 from wae_kernels import backends
 
 QUIET = 0.1
@@ -69,7 +71,22 @@ def disturbance(others: float | None) -> str:
     return f"other programs used {others:.1f} cores meanwhile: do not rely on these times"
 
 
-class Others:
+def timed(
+    functions: Mapping[str, Callable[[], Any]], seconds: float, device: torch.device, settle: int = 0
+) -> tuple[dict[str, Timing], float | None]:
+    """The times of ``functions``, and the CPU cores that other programs used meanwhile, None if not known.
+
+    Args:
+        functions, seconds, settle: see :func:`wae.inference.timing.interleaved`.
+        device: where the functions compute.
+    """
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    others = OtherPrograms()
+    timings = interleaved(functions, seconds, settle=settle, synchronize=synchronize)
+    return timings, others.cores()
+
+
+class OtherPrograms:
     """The CPU time that other programs use from now on."""
 
     def __init__(self) -> None:

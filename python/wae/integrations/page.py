@@ -64,7 +64,7 @@ _CSS = """
 
 def serve(
     model: AutoEncoder,
-    asked: Sequence[answers.Side] = (),
+    asked: Sequence[answers.Candidate] = (),
     host: str = "127.0.0.1",
     port: int = 7860,
     max_pixels: int = MAX_PIXELS,
@@ -74,7 +74,7 @@ def serve(
 
     Args:
         model: the auto-encoder that decomposes the images.
-        asked: the networks whose predictions are shown: see :func:`wae.experiments.answers.sides`.
+        asked: the networks whose predictions are shown: see :func:`wae.experiments.answers.candidates`.
         host, port: the address to listen at; port 0 chooses a free one.
         max_pixels: an image with more pixels is refused.
         ready: called with the page's URL once the server listens.
@@ -180,7 +180,9 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def build(model: AutoEncoder, asked: Sequence[answers.Side] = (), max_pixels: int = MAX_PIXELS) -> gr.Blocks:
+def build(
+    model: AutoEncoder, asked: Sequence[answers.Candidate] = (), max_pixels: int = MAX_PIXELS
+) -> gr.Blocks:
     """Build the page. The arguments are as for :func:`serve`."""
     title = "Wavelet-like auto-encoder"
     page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_AGE, _AGE))
@@ -199,7 +201,7 @@ def build(model: AutoEncoder, asked: Sequence[answers.Side] = (), max_pixels: in
 class _ImageTab:
     """The tab's components, and what they show for an uploaded file."""
 
-    def __init__(self, model: AutoEncoder, asked: Sequence[answers.Side], max_pixels: int) -> None:
+    def __init__(self, model: AutoEncoder, asked: Sequence[answers.Candidate], max_pixels: int) -> None:
         self._asked = asked
         self._parts = lru_cache(2)(lambda path: panels.parts(model, read_image(path, max_pixels, LONGEST)))
         with gr.Row():
@@ -213,7 +215,8 @@ class _ImageTab:
                 )
                 with gr.Row():
                     self._answers = [
-                        gr.Label(label=f"{side.name} says", num_top_classes=answers.TOP) for side in asked
+                        gr.Label(label=f"{candidate.name} says", num_top_classes=answers.TOP)
+                        for candidate in asked
                     ]
                 if not asked:
                     gr.Markdown(

@@ -199,7 +199,7 @@ def test_each_side_is_timed_on_its_own_images(network, monkeypatch):
         return {name: Timing(times[name], 0.9 * times[name], 1.1 * times[name], 3) for name in calls}
 
     monkeypatch.setattr(bench, "deploy", Deployed)
-    monkeypatch.setattr(bench, "interleaved", interleaved)
+    monkeypatch.setattr("wae.experiments.machine.interleaved", interleaved)
     made = pair(network)
     found = bench.compare(made, 16, 3, ["eager"], ["float32"], 0.5)
     assert deployments == [((16, 16), 3, "eager", "float32", None, None)] * 2

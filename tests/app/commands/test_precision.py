@@ -14,7 +14,7 @@ from tiny_classifier import tiny
 import wae
 from wae.data.images import read_image
 from wae.data.input import evaluation_resize
-from wae.experiments import evaluation
+from wae.experiments import evaluation, machine
 from wae.inference import deploy as deploying
 from wae.inference.engines import ENGINES
 from wae.inference.export import metadata
@@ -103,7 +103,7 @@ def test_eval_measures_deployed_networks(weights, data, wide, capsys):
 def test_eval_as_json(weights, data, capsys, monkeypatch):
     monkeypatch.setattr(evaluation, "footprint_of", lambda deployed: Footprint(0.5, 20.0, 30.0))
     others = [0.75, 0.5]
-    monkeypatch.setattr(evaluation.Others, "cores", lambda _: others.pop())
+    monkeypatch.setattr(machine.OtherPrograms, "cores", lambda _: others.pop())
     arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05, "--json")
     assert run(*arguments, "--deployed", "float32", "--engine", "eager") == 0
     found = json.loads(capsys.readouterr().out)
@@ -119,7 +119,7 @@ def test_eval_as_json(weights, data, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("cores", "said"), [(0.5, 1), (0.05, 0), (None, 0)])
 def test_eval_says_that_the_machine_was_busy(weights, data, capsys, monkeypatch, cores, said):
-    monkeypatch.setattr(evaluation.Others, "cores", lambda others: cores)
+    monkeypatch.setattr(machine.OtherPrograms, "cores", lambda others: cores)
     assert run("eval", weights, "--data", data, "--seconds", 0) == 0
     printed = capsys.readouterr().out
     assert printed.count("Other programs used 0.5 cores meanwhile: do not rely on these times.\n") == said

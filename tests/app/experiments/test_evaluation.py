@@ -10,7 +10,7 @@ from printed_tables import rich_cells
 from torch import nn
 
 from wae.data.input import whole
-from wae.experiments import evaluation
+from wae.experiments import evaluation, machine
 from wae.experiments.evaluation import Candidate, DeployedCandidate
 from wae.inference.timing import Timing
 from wae.models.registry import build
@@ -46,7 +46,7 @@ def interleaved(seen, *seconds):
 
 def test_times_and_costs_are_compared_with_the_first_network(monkeypatch):
     one, other, seen = candidate(8, 20, 30), candidate(2, 40, 10, classes=5), []
-    monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
+    monkeypatch.setattr(machine, "interleaved", interleaved(seen, 0.008, 0.002))
     evaluation.measure([one, other], 1.0)
     assert seen == [(1, 8, 20, 30), (1, 2, 40, 10)]
     assert (one.seconds, other.seconds) == (0.008, 0.002)
@@ -97,7 +97,7 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any_batch
         return Deployed(model)
 
     monkeypatch.setattr(evaluation, "deploy", deploy)
-    monkeypatch.setattr(evaluation, "interleaved", interleaved(seen, 0.008, 0.002))
+    monkeypatch.setattr(machine, "interleaved", interleaved(seen, 0.008, 0.002))
     monkeypatch.setattr(evaluation, "footprint_of", footprint_of)
     entries = [DeployedCandidate(candidate(n, 20, 30), "int8", "eager", 4, "images") for n in (8, 2)]
     options = {"precision": "int8", "calibration": "images", "max_drop": None}
@@ -106,7 +106,7 @@ def test_deployed_networks_are_timed_with_full_batches_and_tested_with_any_batch
     assert entries[0](images)[:, 0].tolist() == [1800, 3600, 5400]
     evaluation.measure_deployed(entries, 1.0)
     assert seen == [(4, 8), (4, 2)]
-    assert evaluation.interleaved.settle == 1  # a first call may take seconds
+    assert machine.interleaved.settle == 1  # a first call may take seconds
     assert [entry.seconds for entry in entries] == [0.008, 0.002]
     for entry, top1 in zip(entries, (0.75, 0.5), strict=True):
         entry.accuracy = Accuracy(top1, 1.0, 1.0, 8)

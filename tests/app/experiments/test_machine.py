@@ -50,7 +50,7 @@ def test_the_version_of_a_package_from_another_distribution_is_found(monkeypatch
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux's record of CPU time")
 def test_cpu_time_of_another_process_is_counted():
-    others = machine.Others()
+    others = machine.OtherPrograms()
     subprocess.run([sys.executable, "-c", "for _ in range(10 ** 7): pass"], check=True)
     assert others.cores() > 0.1
 
@@ -67,11 +67,11 @@ def test_cpu_time_of_others_is_all_but_this_programs(monkeypatch):
     monkeypatch.setattr(machine.Path, "read_text", lambda path, encoding: texts.pop(0))
     monkeypatch.setattr(machine.os, "times", lambda: used.pop(0))
     monkeypatch.setattr(machine.time, "perf_counter", lambda: clock.pop(0))
-    assert machine.Others().cores() == pytest.approx((4 - 1.5) / 2)
+    assert machine.OtherPrograms().cores() == pytest.approx((4 - 1.5) / 2)
 
     def missing(path, encoding):
         raise FileNotFoundError
 
     monkeypatch.setattr(machine.Path, "read_text", missing)
     clock.append(0.0)
-    assert machine.Others().cores() is None
+    assert machine.OtherPrograms().cores() is None

@@ -109,7 +109,7 @@ def test_the_table_of_a_read_only_folder_is_printed(tmp_path, monkeypatch, capsy
 def test_a_machine_that_was_busy_during_the_timing_is_reported(
     tmp_path, monkeypatch, capsys, cores, warnings
 ):
-    monkeypatch.setattr("wae.experiments.machine.Others.cores", lambda others: cores)
+    monkeypatch.setattr("wae.experiments.machine.OtherPrograms.cores", lambda others: cores)
     monkeypatch.setattr(reproduce, "run", lambda *_: [])
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0

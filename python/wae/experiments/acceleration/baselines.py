@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
+from wae.experiments.machine import timed
 from wae.experiments.pruning import PRUNED, pruned, ratio_for
 from wae.models.accelerated import Form
 from wae.models.baselines import AtSize, FullResolution, HalfResolution
@@ -28,7 +29,7 @@ from wae_kernels.checks import half_of
 
 from .data import SAMPLE
 from .folder import BASELINES, Record
-from .measuring import SECONDS, call, images_of_a_call, timed
+from .measuring import SECONDS, call, images_of_a_call
 from .networks import teacher, trained
 from .plans import plan_for
 from .settings import Recipe
@@ -98,7 +99,7 @@ def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
 
     def share_of_time(baseline: nn.Module) -> float:
         both = {**calls, "baseline": call(baseline.to(task.device), images)}
-        times, _ = timed(task, both, SECONDS / 3, settle=0)
+        times, _ = timed(both, SECONDS / 3, task.device)
         return times["baseline"].median / times["accelerated"].median
 
     original, batches = _copy_of_original(task), _pruning_batches(task)

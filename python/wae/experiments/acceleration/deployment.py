@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
-from wae.experiments.machine import machine
+from wae.experiments.machine import machine, timed
 from wae.inference.agreement import DisagreementError
 from wae.inference.batches import in_chunks
 from wae.inference.deploy import deploy
@@ -22,7 +22,7 @@ from wae.wording import first_line
 
 from . import baselines
 from .folder import DEPLOYED, ONNX, Record
-from .measuring import SECONDS, accuracies, call, images_of_a_call, timed
+from .measuring import SECONDS, accuracies, call, images_of_a_call
 from .task import Task
 
 _CALIBRATED = 100  # images for calibration at most, and the same number to check the result
@@ -121,4 +121,4 @@ def _times(task: Task, contenders: Mapping[str, _Contender]) -> tuple[Mapping[st
         images = images_of_a_call(task, side)
         calls[f"{name}, PyTorch"] = call(network, images)
         calls[f"{name}, deployed"] = call(deployed, images)
-    return timed(task, calls)
+    return timed(calls, SECONDS, task.device, settle=1)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wae.data.dataset import sample
-from wae.experiments.machine import Others
-from wae.inference.timing import Timing, interleaved
 from wae.models.counting import count
 from wae.progress import bar
 from wae.training.accuracy import Accuracy, ByClass, evaluate
@@ -59,20 +57,10 @@ def images_of_a_call(task: Task, size: int) -> Tensor:
 
 
 def call(network: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
-    """A function for :func:`timed` that calls ``network`` with ``images``, without gradients."""
+    """A function, to be timed, that calls ``network`` with ``images``, without gradients."""
 
     def without_gradients() -> Tensor:
         with torch.no_grad():
             return network(images)
 
     return without_gradients
-
-
-def timed(
-    task: Task, calls: Mapping[str, Callable[[], Tensor]], seconds: float = SECONDS, settle: int = 1
-) -> tuple[Mapping[str, Timing], float | None]:
-    """The times of ``calls``, which are interleaved, and the CPU cores that other programs used meanwhile."""
-    synchronize = torch.cuda.synchronize if task.device.type == "cuda" else lambda: None
-    others = Others()
-    timings = interleaved(calls, seconds, settle=settle, synchronize=synchronize)
-    return timings, others.cores()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from wae.experiments.machine import timed
 from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.engines import EngineError
@@ -18,7 +19,7 @@ from wae.training.processes import broadcast, is_first
 
 from .deployment import fastest
 from .folder import Record
-from .measuring import SECONDS, call, images_of_a_call, timed
+from .measuring import SECONDS, call, images_of_a_call
 from .networks import initialised
 from .report import outcome
 from .settings import NO_TEACHER, AccelerationError, Recipe, Settings
@@ -113,7 +114,7 @@ def timed_forms(task: Task) -> dict[str, Any]:
             continue  # this form does not fit images in memory, position embeddings or the engine
         forms[name] = form
     calls["original"] = _deployed_call(task, task.original.classifier(), task.side, options)
-    times, others = timed(task, calls, SECONDS * 2)
+    times, others = timed(calls, SECONDS * 2, task.device, settle=1)
     curve = [
         {"size": form.size, "factor": form.factor, "seconds": times[name].median}
         for name, form in forms.items()

@@ -10,7 +10,8 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from wae.data.dataset import InMemory
-from wae.experiments.acceleration import baselines, measuring
+from wae.experiments import machine
+from wae.experiments.acceleration import baselines
 from wae.experiments.acceleration.data import Sets
 from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.networks import initialised
@@ -115,7 +116,7 @@ def test_a_baselines_time_is_relative_to_the_accelerated_network(tmp_path, monke
     ours.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
     large = InMemory(torch.zeros(5, 3, 64, 64, dtype=torch.uint8), torch.arange(5), CLASSES, False, 0)
     task.opened[64] = Sets(large, large, large)
-    monkeypatch.setattr(measuring, "interleaved", interleaved)
+    monkeypatch.setattr(machine, "interleaved", interleaved)
     monkeypatch.setattr(baselines, "size_or_ratio", size_or_ratio)
     monkeypatch.setattr(baselines, "trained", lambda task: ours)
     assert baselines.choose(task, baselines.EQUAL_COST, Form(64)) == {"time": 1.5}

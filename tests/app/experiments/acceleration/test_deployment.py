@@ -7,6 +7,7 @@ from tiny_original import CLASSES, SIDE
 from torch import nn
 
 from wae.data.dataset import InMemory
+from wae.experiments import machine
 from wae.experiments.acceleration import deployment, measuring
 from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.networks import initialised
@@ -48,8 +49,8 @@ def test_each_network_is_deployed_timed_and_tested(tmp_path, monkeypatch):
             name: Timing(seconds, 0, 0, 1) for name, seconds in zip(names, (4.0, 3.0, 2.0, 1.0), strict=True)
         }
 
-    monkeypatch.setattr(measuring, "interleaved", interleaved)
-    monkeypatch.setattr(measuring.Others, "cores", lambda others: 0.75)
+    monkeypatch.setattr(machine, "interleaved", interleaved)
+    monkeypatch.setattr(machine.OtherPrograms, "cores", lambda others: 0.75)
     found = deployment.deploy_all(task, Record(tmp_path / "record.json", {}), ours, SIDE)
     assert shapes == [2] * 4
     assert found["others"] == 0.75

@@ -4,7 +4,8 @@ import pytest
 from accelerations import opened, task_of
 from tiny_original import SIDE, write_crops
 
-from wae.experiments.acceleration import measuring, target
+from wae.experiments import machine
+from wae.experiments.acceleration import target
 from wae.experiments.acceleration.folder import Record
 from wae.experiments.acceleration.settings import NO_TEACHER, Recipe, Settings
 from wae.inference.engines import EngineError
@@ -88,7 +89,7 @@ def test_images_in_memory_have_forms_of_their_own_size(monkeypatch, tmp_path):
     """Only multiples of 32 were tried, so digits, which are 28 x 28, never met a target."""
     monkeypatch.setattr(target, "SECONDS", 0.01)
     monkeypatch.setattr(target, "_FACTORS", (2, 4))
-    monkeypatch.setattr(measuring.Others, "cores", lambda others: 0.75)
+    monkeypatch.setattr(machine.OtherPrograms, "cores", lambda others: 0.75)
     times = target.timed_forms(task_of(tmp_path, engine="eager", precision="float32")[0])
     assert [(entry["size"], entry["factor"]) for entry in times["curve"]] == [(SIDE, 2), (SIDE, 4)]
     assert times["others"] == 0.75
