@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import wae_kernels
-from wae.inference.timing import Timing, interleaved
+from wae.inference.timing import Timing, interleaved, synchronize_for
 from wae_kernels import backends
 
 QUIET = 0.1
@@ -80,9 +80,8 @@ def timed(
         functions, seconds, settle: see :func:`wae.inference.timing.interleaved`.
         device: where the functions compute.
     """
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     others = OtherPrograms()
-    timings = interleaved(functions, seconds, settle=settle, synchronize=synchronize)
+    timings = interleaved(functions, seconds, settle=settle, synchronize=synchronize_for(device))
     return timings, others.cores()
 
 

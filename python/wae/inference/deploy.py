@@ -43,7 +43,7 @@ from .engines import ENGINES, Engine, EngineError
 from .folding import fold
 from .front import End, Front, before_end, in_front, whole
 from .precision import DTYPES, NAMES, name_of
-from .timing import interleaved
+from .timing import interleaved, synchronize_for
 from .undisturbed import undisturbed
 
 _COMPARED = 8  # images on which the layers of an int8 network are compared
@@ -250,7 +250,7 @@ def _fastest(candidates: Sequence[Deployed], images: Tensor, seconds: float) -> 
         {name: partial(deployed, images) for name, deployed in by_name.items()},
         seconds,
         settle=1,
-        synchronize=torch.cuda.synchronize if images.is_cuda else lambda: None,
+        synchronize=synchronize_for(images.device),
     )
     medians = {name: timing.median for name, timing in timings.items()}
     for name, median in medians.items():

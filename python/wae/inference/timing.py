@@ -11,7 +11,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Timing:
 
 def _no_wait() -> None:
     """Do nothing: work on the CPU has ended when the call returns."""
+
+
+def synchronize_for(device: torch.device) -> Callable[[], None]:
+    """A function that waits until the work on ``device`` has ended."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else _no_wait
 
 
 def interleaved(
@@ -50,7 +58,7 @@ def interleaved(
         burst: timed runs in a turn.
         settle: runs at the start of a turn that are not timed. Functions with their own threads need some,
             because the threads of the function before may still be spinning.
-        synchronize: called before the clock is read; ``torch.cuda.synchronize`` for work on a GPU.
+        synchronize: called before the clock is read: see :func:`synchronize_for`.
 
     Returns:
         A :class:`Timing` for every name, in the order given. All have the same number of runs.

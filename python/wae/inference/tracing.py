@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 class _Tracer(fx.Tracer):
     """Refuses modules that enter autocast themselves: a trace would run their operators without it."""
 
+    proxy_buffer_attributes = True  # else the dtype of a buffer becomes a constant, also after .to(dtype)
+
     def __init__(self) -> None:
         super().__init__()
         self._around = _autocast()

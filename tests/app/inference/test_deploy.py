@@ -10,6 +10,7 @@ from unittest import TestCase
 import pytest
 import torch
 from small_networks import SIZE, assert_close, needs, photos
+from torch import nn
 
 import wae
 from wae.inference import deploy as deploying
@@ -17,6 +18,7 @@ from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, Engine, EngineError
 from wae.inference.engines.in_pytorch import InPyTorch
+from wae.models.baselines import FullResolution
 
 
 def test_deploy_does_not_change_the_model(model):
@@ -34,6 +36,14 @@ def test_scores_in_bfloat16(engine, model):
         images = photos(batch)
         assert deployed(images).dtype == torch.float32  # as the model's
         assert_close(deployed(images), model(images), 5e-2)
+
+
+def test_a_network_at_full_resolution_in_16_bits():
+    """It reads the dtype of its buffers, which must not stay that of the trace."""
+    network = FullResolution(nn.Conv2d(3, 4, 3), (1 / 64,) * 3, (-2.0,) * 3).eval()
+    deployed = deploy(network, SIZE, engine="eager", precision="bfloat16")
+    images = photos(2)
+    assert_close(deployed(images), network(images), 5e-2)
 
 
 def test_a_wider_precision_than_the_models(model):

@@ -3,8 +3,9 @@
 import time
 
 import pytest
+import torch
 
-from wae.inference.timing import interleaved
+from wae.inference.timing import interleaved, synchronize_for
 
 
 def test_every_function_runs_once_a_round_and_the_order_changes():
@@ -61,3 +62,11 @@ def test_wrong_numbers_are_refused_and_no_functions_give_no_timings():
     with pytest.raises(ValueError, match="settle"):
         interleaved({"a": lambda: None}, settle=-1)
     assert interleaved({}) == {}
+
+
+def test_work_on_a_gpu_is_waited_for_on_that_gpu(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    synchronize_for(torch.device("cuda:1"))()
+    synchronize_for(torch.device("cpu"))()
+    assert waited == [torch.device("cuda:1")]

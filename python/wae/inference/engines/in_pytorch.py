@@ -134,8 +134,9 @@ def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     # PyTorch limits the recompilations of a code object, so each module gets its own.
     forward.__code__ = forward.__code__.replace()
     options: dict[str, Any] = {}
-    if inputs[0].is_cuda:
-        options = {"max_autotune": True, "triton.cudagraphs": not dynamic}
+    on_gpu = inputs[0].is_cuda
+    if on_gpu:
+        options = {"max_autotune": True}
     elif any(isinstance(m, nn.Linear) and m.weight.numel() >= _MANY_WEIGHTS for m in module.modules()):
         # for few images a generated FC layer reads its weights from memory twice as fast as MKL's
         options = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", **_QUIET}
@@ -151,7 +152,8 @@ def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
 
     if not dynamic:
         run(*inputs)
-        return compiled
+        # not by the option triton.cudagraphs, with which each calling thread has its own graphs
+        return _captured(compiled, inputs) if on_gpu else compiled
     inputs = several(inputs)
     for x in inputs:
         torch._dynamo.mark_dynamic(x, 0)
@@ -166,21 +168,33 @@ def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run
 def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     if dynamic:
         return module  # a graph is for one shape
+    with torch.cuda.device_of(inputs[0]), on_two_streams(module):  # streams belong to the current device
+        return _captured(module, inputs)
+
+
+def _captured(function: Run, inputs: Sequence[Tensor]) -> Run:
+    """``function`` as a CUDA graph, for inputs with the shapes and dtypes of ``inputs``."""
     held = [x.clone() for x in inputs]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device_of(held[0]), on_two_streams(module):  # streams belong to the current device
+    with torch.cuda.device_of(held[0]):
+        last = torch.cuda.current_stream()
         stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(last)
         with torch.cuda.stream(stream):
             for _ in range(3):  # the libraries must choose their algorithms before the capture
-                module(*held)
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(graph):
-            outputs = module(*held)
+                function(*held)
+        last.wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):  # its default stream is on the GPU of the first capture
+            outputs = function(*held)
 
     def run(*tensors: Tensor) -> Any:
+        nonlocal last
         if any(mine.dtype != given.dtype for mine, given in zip(held, tensors, strict=True)):
-            return module(*tensors)  # images of another dtype than the graph was captured for
+            return function(*tensors)  # images of another dtype than the graph was captured for
+        stream = torch.cuda.current_stream(held[0].device)
+        if stream != last:  # the last run, and what read its outputs, may not have ended there
+            stream.wait_stream(last)
+            last = stream
         for mine, given in zip(held, tensors, strict=True):
             mine.copy_(given)
         graph.replay()

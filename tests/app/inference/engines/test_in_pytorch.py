@@ -1,7 +1,9 @@
 """PyTorch's own engines: compiled code, weights in memory, captured CUDA graphs."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ from torch import nn
 
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES
-from wae.inference.engines.in_pytorch import InPyTorch, _cudagraphs
+from wae.inference.engines.in_pytorch import InPyTorch, _compile, _cudagraphs
 from wae.inference.folding import fold
 from wae.inference.front import whole
 from wae.models.segmentation.segmenter import Fusion, LightBody, WAESegmenter
@@ -56,6 +58,17 @@ def test_matrices_with_many_weights_are_tuned_without_output(monkeypatch, capfd)
     assert "AUTOTUNE" not in capfd.readouterr().err
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A stream by its name, which records what it waits for."""
+
+    name: str
+    events: list = field(compare=False)
+
+    def wait_stream(self, other):
+        self.events.append((self.name, "waits for", other.name))
+
+
 class Streams:
     """Stands in for torch's streams and graphs; records which waits for which, and each module's stream."""
 
@@ -70,10 +83,9 @@ class Streams:
         return self.of(f"stream {len(self.events)}")
 
     def of(self, name):
-        waits = lambda other: self.events.append((name, "waits for", other.name))  # noqa: E731
-        return SimpleNamespace(name=name, wait_stream=waits)
+        return Stream(name, self.events)
 
-    def current_stream(self):
+    def current_stream(self, device=None):
         return self.of(self.current)
 
     @contextmanager
@@ -86,8 +98,9 @@ class Streams:
         return SimpleNamespace(replay=lambda: self.events.append("replayed"))
 
     @contextmanager
-    def graph(self, graph):
+    def graph(self, graph, stream):
         self.events.clear()
+        self.captures_on = stream.name
         yield
         self.captured = list(self.events)
 
@@ -121,3 +134,37 @@ def test_a_cuda_graph_runs_the_two_bodies_on_two_streams(kind, model, monkeypatc
     assert_close(module(images), scores)
     assert streams.events == [(name, "main") for name in ("encoder", "low", "high", "last")]  # without it
     assert_close(scores, network(images))
+
+
+def test_a_cuda_graph_waits_for_its_last_run_on_another_stream(monkeypatch):
+    """It has one copy of its inputs and outputs, which the last run may still read."""
+    streams = Streams(monkeypatch, {})
+    run = _cudagraphs(nn.ReLU(), [torch.ones(2)], False)
+    assert streams.captures_on != "main"  # torch's own stream for captures may be on another GPU
+    for current, waits in [
+        ("main", []),
+        ("other", [("other", "waits for", "main")]),
+        ("other", []),
+        ("main", [("main", "waits for", "other")]),
+    ]:
+        streams.events.clear()
+        with streams.stream(streams.of(current)):
+            run(torch.ones(2))
+        assert streams.events == [*waits, "replayed"]
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_compiled_code_on_a_gpu_is_one_graph_for_all_threads(monkeypatch):
+    """Those of torch.compile belong to a thread: another one captures again, or fails in old versions."""
+    streams, options = Streams(monkeypatch, {}), []
+    monkeypatch.setattr(torch, "compile", lambda function, **given: options.append(given) or function)
+    run = _compile(nn.ReLU(), [torch.ones(2).as_subclass(OnGpu)], False)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(run, torch.ones(2)).result(), torch.ones(2))
+    assert streams.events == ["replayed"]
+    assert "triton.cudagraphs" not in options[0]["options"]
