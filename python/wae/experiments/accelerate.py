@@ -31,7 +31,7 @@ from wae.training.rehearsal import rehearse
 from wae.training.session import MODEL, STATE
 from wae.wording import counted
 
-from .acceleration import baselines, report
+from .acceleration import baselines, report, report_files
 from .acceleration.data import Loader, in_memory
 from .acceleration.deployment import deploy_all, write_onnx
 from .acceleration.folder import DEPLOYED, ONNX, ORIGINAL, Record, clear, open_record
@@ -232,7 +232,7 @@ def _finish(task: Task, record: Record, form: Form) -> None:
         record.once("deployed", lambda: deploy_all(task, record, model, form.size))
     record.once("onnx", lambda: write_onnx(task, model, form.size))
     parts = shown(model, sample(task.sets(form.size).test, SHOWN)[0])
-    report.write(folder, task.original.name, record.found, parts)
+    report_files.write(folder, task.original.name, record.found, parts)
     for path in (MODEL, DEPLOYED, ONNX, "report.html"):
         if (folder / path).exists():
             task.say(f"{folder / path}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from wae.wording import counted
 
 from .bench import Comparison
 from .machine import disturbance, limits, machine
+from .panels import data_url
 
 _WORTH = 1.1  # a smaller speed-up is not worth a training
 
@@ -99,14 +99,13 @@ def milliseconds(seconds: float) -> str:
 
 def page(comparisons: Sequence[Comparison]) -> str:
     """A self-contained HTML page: the verdict, a figure, the tables."""
-    figure = base64.b64encode(_figure(comparisons)).decode()
     about = machine()
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     instructions = f" ({', '.join(about['instructions'])})" if about["instructions"] else ""
     escaped = html.escape
     parts = [
         f"<p><strong>{escaped(verdict(comparisons))}</strong></p>",
-        f'<img alt="images per second by engine and precision" src="data:image/png;base64,{figure}">',
+        f'<img alt="images per second by engine and precision" src="{data_url(_figure(comparisons))}">',
     ]
     for comparison in comparisons:
         rows = [f"<tr><td>{'<td>'.join(map(escaped, row))}</tr>" for row in cells(comparison)]

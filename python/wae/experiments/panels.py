@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,18 @@ _STRIP = 22  # pixels of height for a line of text
 _GAP = 8
 _SMALLEST, _LARGEST = 220, 800  # pixels of a panel's longer side; other images are enlarged or reduced
 _GREY = 128
+
+
+def png(image: Image.Image) -> bytes:
+    """The content of a PNG file of ``image``."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(png: bytes) -> str:
+    """A PNG as the source of an image within an HTML page."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def is_demo_picture(path: Path) -> bool:

@@ -52,12 +52,7 @@ def run(
     """
     todo = open_jobs(folder, wanted, claim)
     training = to_train(folder, todo, claim)
-    for job in training:
-        if (needed := _needed(claim, job)) and needed not in wanted and not _is_kept(folder, needed, claim):
-            raise ValueError(
-                f"{job.network} is initialised from {needed.network}, seed {needed.seed}: "
-                f"that must be wanted too (--only), or be finished in {folder}"
-            )
+    _check_needed(folder, wanted, training, claim)
     try:
         prepared = claim.prepared(data, folder) if todo else data
     except DatasetError:
@@ -67,27 +62,48 @@ def run(
     results = {job: read_result(folder, job, claim) for job in wanted}
     results |= dict.fromkeys(todo)
     workers = [Worker(folder, prepared, claim, device) for _ in range(min(processes, len(todo)))]
-    idle = [worker.link for worker in workers]
     try:
-        while not all(results.values()):
-            for job in _ready(todo, results, claim)[: len(idle)]:
-                todo.remove(job)
-                with contextlib.suppress(ConnectionError):  # the worker was killed, which `wait` will report
-                    idle.pop().send(job)
-            for link in wait([worker.link for worker in workers]):
-                assert isinstance(link, Connection)
-                message = next_message(link)
-                if isinstance(message, Progress):
-                    tell(message)
-                elif isinstance(message, Result):
-                    results[Job(message.network, message.seed)] = message
-                    idle.append(link)
-                else:
-                    raise message
+        _distribute(todo, results, workers, claim, tell)
     finally:
         for worker in workers:
             worker.process.terminate()
     return [result for result in results.values() if result]
+
+
+def _check_needed(folder: Path, wanted: Sequence[Job], training: Sequence[Job], claim: Claim) -> None:
+    """Raise ValueError if weights that a training needs are neither wanted nor there."""
+    for job in training:
+        if (needed := _needed(claim, job)) and needed not in wanted and not _is_kept(folder, needed, claim):
+            raise ValueError(
+                f"{job.network} is initialised from {needed.network}, seed {needed.seed}: "
+                f"that must be wanted too (--only), or be finished in {folder}"
+            )
+
+
+def _distribute(
+    todo: list[Job],
+    results: dict[Job, Result | None],
+    workers: Sequence[Worker],
+    claim: Claim,
+    tell: Callable[[Progress], None],
+) -> None:
+    """Give the jobs in ``todo`` to ``workers`` until all ``results`` are there; both change."""
+    idle = [worker.link for worker in workers]
+    while not all(results.values()):
+        for job in _ready(todo, results, claim)[: len(idle)]:
+            todo.remove(job)
+            with contextlib.suppress(ConnectionError):  # the worker was killed, which `wait` will report
+                idle.pop().send(job)
+        for link in wait([worker.link for worker in workers]):
+            assert isinstance(link, Connection)
+            message = next_message(link)
+            if isinstance(message, Progress):
+                tell(message)
+            elif isinstance(message, Result):
+                results[Job(message.network, message.seed)] = message
+                idle.append(link)
+            else:
+                raise message
 
 
 def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:

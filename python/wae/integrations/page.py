@@ -6,8 +6,6 @@ Uploads stay in a folder that is removed when the server ends.
 
 from __future__ import annotations
 
-import base64
-import io
 import ipaddress
 import json
 import os
@@ -341,9 +339,7 @@ def _divided(parts: panels.Parts) -> str:
 
 def _source(image: Image.Image) -> str:
     """``image`` as a PNG in a data URL."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return panels.data_url(panels.png(image))
 
 
 def _label(answer: answers.Answer) -> dict[str, Any]:

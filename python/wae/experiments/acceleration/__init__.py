@@ -14,5 +14,6 @@
     baselines    the baselines of --compare
     measuring    accuracy and time
     deployment   every network in its fastest form; the ONNX file
-    report       report.md, report.html
+    report       what the report says
+    report_files report.md, report.html
 """

@@ -29,7 +29,7 @@ from wae.training.processes import broadcast, is_first
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD
 from wae.training.small_data import ADAMW
 
-from . import report
+from .report_files import FILES as REPORT
 from .settings import DEFAULTS, MIRRORED
 
 RECORD, DEPLOYED, ONNX, TRIALS, BASELINES = "accelerate.json", "deployed", "model.onnx", "trials", "baselines"
@@ -45,7 +45,7 @@ def clear(folder: Path) -> None:
         return
     for name in (TENSORBOARD, TRIALS, DEPLOYED, BASELINES):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *report.FILES, RECORD):
+    for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *REPORT, RECORD):
         (folder / name).unlink(missing_ok=True)
 
 

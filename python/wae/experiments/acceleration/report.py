@@ -1,28 +1,16 @@
-"""The report of an acceleration: report.md, and report.html, which includes images."""
+"""What the report of an acceleration says: its summary, tables, notes and warnings."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from PIL import Image
-from torch import Tensor
-
 from wae.experiments.machine import disturbance
-from wae.storage.files import written
 from wae.wording import counted, printable
-
-FILES = ("report.md", "report.html")
 
 LOST = 10
 """The most classes in the table of those that lost most."""
-
-_ENLARGED = 192  # the width of an image in the report, in pixels
 
 
 class Row(NamedTuple):
@@ -128,7 +116,7 @@ def lost(found: Mapping[str, Any]) -> list[tuple[str, float, float, int]]:
     return sorted((entry for entry in entries if entry[2] < entry[1]), key=lambda e: e[2] - e[1])[:LOST]
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """A table of strings."""
 
     title: str
@@ -136,13 +124,13 @@ class _Table(NamedTuple):
     cells: list[list[str]]
 
 
-def _tables(name: str, found: Mapping[str, Any]) -> list[_Table]:
+def tables(name: str, found: Mapping[str, Any]) -> list[Table]:
     """The tables that have rows. The first one always has."""
-    tables = _of_sides(name, found), _of_target(found), _of_trials(found), _of_lost(found)
-    return [table for table in tables if table.cells]
+    every = _of_sides(name, found), _of_target(found), _of_trials(found), _of_lost(found)
+    return [table for table in every if table.cells]
 
 
-def _of_sides(name: str, found: Mapping[str, Any]) -> _Table:
+def _of_sides(name: str, found: Mapping[str, Any]) -> Table:
     table = rows(found)
     cells = [
         [
@@ -157,10 +145,10 @@ def _of_sides(name: str, found: Mapping[str, Any]) -> _Table:
     ]
     time = f"time of {counted(found['deployed']['images'], 'image')}"
     columns = ["network", "run by", "top-1 accuracy", time, "faster", "multiply-adds"]
-    return _Table(f"{name}: accuracy and time", columns, cells)
+    return Table(f"{name}: accuracy and time", columns, cells)
 
 
-def _of_target(found: Mapping[str, Any]) -> _Table:
+def _of_target(found: Mapping[str, Any]) -> Table:
     target = found.get("target", {"curve": []})
     cells = [
         [
@@ -174,27 +162,28 @@ def _of_target(found: Mapping[str, Any]) -> _Table:
         for entry in sorted(target["curve"], key=lambda entry: -entry["seconds"])
     ]
     columns = ["images of", "light body's factor", "time", "faster", "meets the target", "short trial"]
-    return _Table("What was measured for the target", columns, cells)
+    return Table("What was measured for the target", columns, cells)
 
 
-def _of_trials(found: Mapping[str, Any]) -> _Table:
+def _of_trials(found: Mapping[str, Any]) -> Table:
     cells = [[name, outcome(value)] for name, value in _entries(found, "trial: ").items()]
-    return _Table("Short trials, on held-out training images", ["trial", "top-1 accuracy"], cells)
+    return Table("Short trials, on held-out training images", ["trial", "top-1 accuracy"], cells)
 
 
-def _of_lost(found: Mapping[str, Any]) -> _Table:
+def _of_lost(found: Mapping[str, Any]) -> Table:
     cells = [
         [printable(label), f"{100 * old:.1f} %", f"{100 * new:.1f} %", str(of)]
         for label, old, new, of in lost(found)
     ]
     columns = ["class", "original", "accelerated", "images"]
-    return _Table("The classes that lost most accuracy", columns, cells)
+    return Table("The classes that lost most accuracy", columns, cells)
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What the tables do not say, a sentence each."""
     training, new = found["training"], found["deployed"]["accelerated"]
     tested = sum(entry["of"] for entry in found["original"]["classes"])
-    notes = [
+    lines = [
         f"The high body: {training['high body']}.",
         f"Images of {training['size']} x {training['size']}; training took {training['seconds']:.0f} s.",
         _distillation(training),
@@ -202,29 +191,29 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         f"Times: medians of interleaved calls on {_where(found['deployed'])}.",
     ]
     if "optimizer" in training:  # records of earlier versions lack it
-        notes.append(f"The optimizer (of the last stage): {training['optimizer']}.")
+        lines.append(f"The optimizer (of the last stage): {training['optimizer']}.")
     if "target" in found:
         allowed = found["target"]["allowed"]
         outcome = "met" if new["seconds"] <= allowed else "missed"
         times = f"{1e3 * new['seconds']:.2f} ms, the target is at most {1e3 * allowed:.2f} ms"
-        notes.append(f"The deployed network {outcome} the target: {times}.")
+        lines.append(f"The deployed network {outcome} the target: {times}.")
     for name, baseline in _entries(found, "baseline: ").items():
         if "left out" in baseline:
-            notes.append(f"{name} is left out: {baseline['left out']}.")
+            lines.append(f"{name} is left out: {baseline['left out']}.")
         elif "ratio" in baseline:
-            notes.append(f"{name}: {baseline['ratio']:.0%} of the channels were removed.")
+            lines.append(f"{name}: {baseline['ratio']:.0%} of the channels were removed.")
         else:
-            notes.append(f"{name}: sees images of {baseline['side']} x {baseline['side']}.")
+            lines.append(f"{name}: sees images of {baseline['side']} x {baseline['side']}.")
     original = found["original"]
     classes = zip(original["labels"], original["classes"], strict=True)
     if untested := [printable(label) for label, counts in classes if not counts["of"]]:
         others = " and others" if len(untested) > LOST else ""
-        notes.append(f"No test image was read of {', '.join(untested[:LOST])}{others}.")
+        lines.append(f"No test image was read of {', '.join(untested[:LOST])}{others}.")
     if "not saved" in new:
-        notes.append(f"There is no folder `deployed`: {new['not saved']}.")
+        lines.append(f"There is no folder `deployed`: {new['not saved']}.")
     if "not written" in found["onnx"]:
-        notes.append(f"There is no ONNX file: {found['onnx']['not written']}.")
-    return notes
+        lines.append(f"There is no ONNX file: {found['onnx']['not written']}.")
+    return lines
 
 
 def _where(deployed: Mapping[str, Any]) -> str:
@@ -250,97 +239,6 @@ def _distillation(training: Mapping[str, Any]) -> str:
     return f"Distilled from the original: the distance to {scores} is part of the loss."
 
 
-def _warnings(found: Mapping[str, Any]) -> list[str]:
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """The warnings of :func:`doubt` and :func:`disturbed`, if there are any."""
     return list(filter(None, (doubt(found), disturbed(found))))
-
-
-def markdown(name: str, found: Mapping[str, Any]) -> str:
-    """The report without images."""
-    lines = [f"# {name}, accelerated", "", f"{summary(found)}.", ""]
-    for warning in _warnings(found):
-        lines += [f"**Note**: {warning}.", ""]
-    for title, columns, cells in _tables(name, found):
-        lines += [f"## {title}", "", _row(columns), "|" + "---|" * len(columns), *map(_row, cells), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in _notes(found)), ""])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-_STYLE = (
-    "body{font-family:sans-serif;max-width:60em;margin:2em auto}"
-    "td,th{padding:.2em .8em;text-align:left}table{border-collapse:collapse}tr{border-bottom:1px solid #ccc}"
-    "img{image-rendering:pixelated;margin:2px}figure{display:inline-block;margin:4px}"
-)
-
-
-def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> str:
-    """The report as one self-contained HTML file.
-
-    Args:
-        name: the name of the original network.
-        found: what each step of the acceleration found.
-        parts: see :func:`wae.training.observers.shown`.
-    """
-    title = html.escape(f"{name}, accelerated")
-    lines = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>',
-        f"<body><h1>{title}</h1><p>{html.escape(summary(found))}.</p>",
-        f'<p><img alt="accuracy against time" src="{_plot(rows(found))}"></p>',
-    ]
-    for warning in _warnings(found):
-        lines.insert(-1, f"<p><b>Note</b>: {html.escape(warning)}.</p>")
-    for heading, columns, cells in _tables(name, found):
-        lines.append(f"<h2>{html.escape(heading)}</h2><table>")
-        for tag, row in (("th", columns), *(("td", row) for row in cells)):
-            lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-        lines.append("</table>")
-    lines.append("<h2>Test images, and what the bodies see of them</h2>")
-    for number in range(len(parts["image"])):
-        figures = (
-            f'<figure><img width="{_ENLARGED}" alt="{part}" src="{_png(images[number])}">'
-            f"<figcaption>{part}</figcaption></figure>"
-            for part, images in parts.items()
-        )
-        lines.append("<p>" + "".join(figures) + "</p>")
-    lines += ["<ul>", *(f"<li>{html.escape(note)}</li>" for note in _notes(found)), "</ul></body></html>", ""]
-    return "\n".join(lines)
-
-
-def _png(image: Tensor) -> str:
-    """A (3, H, W) uint8 image as a data URL."""
-    encoded = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(encoded, format="PNG")
-    return _address(encoded.getvalue())
-
-
-def _address(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def _plot(table: Sequence[Row]) -> str:
-    """The plot of accuracy against time as a data URL."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
-    for row in table:
-        marker = {"original": "o", "accelerated": "s"}.get(row.name, "^")
-        axes.plot(1e3 * row.seconds, 100 * row.accuracy, marker, markersize=9, label=f"{row.name}, {row.how}")
-    axes.set_xlabel("time of a call, ms")
-    axes.set_ylabel("top-1 accuracy, %")
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png")
-    return _address(encoded.getvalue())
-
-
-def write(folder: Path, name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> None:
-    """Write report.md and report.html: see :func:`markdown` and :func:`page`."""
-    for path, text in zip(FILES, (markdown(name, found), page(name, found, parts)), strict=True):
-        with written(folder / path, force=True) as file:
-            file.write(text.encode())

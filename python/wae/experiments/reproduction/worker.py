@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import cache
@@ -23,7 +24,7 @@ from wae.experiments.machine import machine
 from wae.models.counting import count
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.termination import end_with_parent, terminable
-from wae.training.accuracy import evaluate
+from wae.training.accuracy import Accuracy, PixelAccuracy, evaluate
 from wae.training.norms import kept_norms, remeasure_norms
 from wae.training.plan import Plan
 from wae.training.state import Epoch
@@ -119,27 +120,11 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         observer=observer,
         device=device,
     )
-    accuracies = [epoch.accuracy for epoch in history if epoch.accuracy]
     held_out = claim.held_out(data)
-    last = accuracies[-1] if held_out is None else evaluate(model, held_out, chosen.batch, device)
+    last = history[-1].accuracy if held_out is None else evaluate(model, held_out, chosen.batch, device)
+    assert last is not None
     model = model.cpu().eval()
-    result = Result(
-        job.network,
-        job.seed,
-        last.score,
-        sum(epoch.seconds for epoch in history),
-        [accuracy.score for accuracy in accuracies],
-        chosen.as_dict(),
-        claim.settings(),
-        count(model, claim.input.shape).multiply_adds,
-        start,
-        last._asdict(),
-        made={
-            "commit": _commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **machine(),
-        },
-    )
+    result = _result(job, claim, history, last, count(model, claim.input.shape).multiply_adds, start)
     if registered := claim.registered[job.network]:
         made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
         path = weights_path(folder, job)
@@ -150,6 +135,34 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
     if claim.remeasures:  # last, because it can be repeated from the weights
         result = _remeasured(result, folder, claim, device, sets[0], held_out or sets[1])
     return result
+
+
+def _result(
+    job: Job,
+    claim: Claim,
+    history: Sequence[Epoch],
+    last: Accuracy | PixelAccuracy,
+    multiply_adds: int,
+    start: dict[str, Any],
+) -> Result:
+    """The result of a training; ``last`` is the accuracy of its final weights."""
+    return Result(
+        job.network,
+        job.seed,
+        last.score,
+        sum(epoch.seconds for epoch in history),
+        [epoch.accuracy.score for epoch in history if epoch.accuracy],
+        claim.plan_of(job.network, job.seed).as_dict(),
+        claim.settings(),
+        multiply_adds,
+        start,
+        last._asdict(),
+        made={
+            "commit": _commit(),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **machine(),
+        },
+    )
 
 
 def lacks_remeasured(folder: Path, job: Job, claim: Claim) -> bool:

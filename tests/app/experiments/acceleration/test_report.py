@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wae.experiments.acceleration import report
+from wae.experiments.acceleration import report, report_files
 
 
 def found(**more):
@@ -43,14 +43,14 @@ def found(**more):
 
 def test_the_classes_that_lost_accuracy_and_the_speed_are_reported():
     assert report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
-    text = report.markdown("net", found())
+    text = report_files.markdown("net", found())
     assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
     assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as in its fastest engine" in text
     assert "There is no ONNX file: no ONNX Runtime." in text
     assert "does not pay" not in text
     slow = found()
     slow["deployed"]["accelerated"]["seconds"] = 0.003
-    text = report.markdown("net", slow)
+    text = report_files.markdown("net", slow)
     assert "0.67 times as fast as in its fastest engine;" in text
     assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in text
 
@@ -86,7 +86,7 @@ def test_the_report_advises_what_to_do_about_an_original_that_only_guesses():
     parts = {"image": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}
     for accuracy, times in ((0.55, 1), (0.92, 0)):
         of["original"]["accuracy"] = accuracy
-        for text in (report.markdown("net", of), report.page("net", of, parts)):
+        for text in (report_files.markdown("net", of), report_files.page("net", of, parts)):
             assert text.count("hardly better than guessing: 55.00 % of the test images are right") == times
             assert text.count("its new head needs more --epochs (and --force, to start over)") == times
 
@@ -98,7 +98,7 @@ def test_the_report_says_if_other_programs_ran_while_times_were_measured():
         of["deployed"]["others"], of["times"] = deployed, {**curve, "others": target}
         said = f"other programs used {busy} cores meanwhile: do not rely on these times" if busy else ""
         assert report.disturbed(of) == said
-        for text in (report.markdown("net", of), report.page("net", of, parts)):
+        for text in (report_files.markdown("net", of), report_files.page("net", of, parts)):
             assert text.count("other programs used") == bool(busy)
             assert said in text
 
@@ -106,29 +106,29 @@ def test_the_report_says_if_other_programs_ran_while_times_were_measured():
 def test_classes_without_a_test_image_are_named():
     """Their files cannot be read, say. The accuracy is then that of the other classes."""
     of = found()
-    assert "- No test image was read of d.\n" in report.markdown("net", of)
+    assert "- No test image was read of d.\n" in report_files.markdown("net", of)
     of["original"]["classes"] = [{"right": 9, "of": 10}] * 3
-    assert "No test image" not in report.markdown("net", of)
+    assert "No test image" not in report_files.markdown("net", of)
     of["original"]["classes"], of["original"]["labels"] = (
         [{"right": 0, "of": 0}] * 11 + [{"right": 1, "of": 1}],
         "abcdefghijkl",
     )
     of["deployed"]["accelerated"]["classes"] = of["original"]["classes"]
-    assert "- No test image was read of a, b, c, d, e, f, g, h, i, j and others.\n" in report.markdown(
+    assert "- No test image was read of a, b, c, d, e, f, g, h, i, j and others.\n" in report_files.markdown(
         "net", of
     )
 
 
 def test_the_number_of_images_and_the_machine_are_reported():
     of = found()
-    text = report.markdown("net", of)
+    text = report_files.markdown("net", of)
     assert "- Accuracies: of 20 test images.\n" in text
     assert "interleaved calls on this machine.\n" in text
     versions = {"torch": "2.14", "openvino": "2026.1", "nncf": "3"}
     of["deployed"]["machine"] = {"processor": "i486", "threads": 1, "versions": versions}
     assert (
         "interleaved calls on this machine: i486, 1 thread, torch 2.14, openvino 2026.1.\n"
-        in report.markdown("net", of)
+        in report_files.markdown("net", of)
     )
 
 
@@ -163,7 +163,7 @@ def test_every_row_has_the_numbers_of_its_side():
         ("half", "PyTorch", 0.5, 0.016, 2 * 10**9),
         ("half", "c, int8", 0.49, 0.0005, 2 * 10**9),
     ]
-    text = report.markdown("net", of)
+    text = report_files.markdown("net", of)
     assert "| top-1 accuracy | time of 1 image | faster |" in text
     assert "| original | PyTorch | 90.00 % | 8.00 ms | 1.0x | 4.000 G |" in text
     assert "| half | c, int8 | 49.00 % | 0.50 ms | 16.0x | 2.000 G |" in text
@@ -173,15 +173,15 @@ def test_every_row_has_the_numbers_of_its_side():
     assert distilled.format("its scores") in text
     of["training"]["mirrored"] = True
     mean = "its scores, averaged over an image and its mirror image,"
-    assert distilled.format(mean) in report.markdown("net", of)
+    assert distilled.format(mean) in report_files.markdown("net", of)
     of["training"]["mimic"] = 0.0
-    assert "- The original's scores are not part of the loss." in report.markdown("net", of)
+    assert "- The original's scores are not part of the loss." in report_files.markdown("net", of)
     for allowed, outcome in ((1.0, "met"), (0.9, "missed")):
         of["target"] = {"allowed": allowed / 1e3, "original": 0.004, "curve": []}
         wanted = (
             f"The deployed network {outcome} the target: 1.00 ms, the target is at most {allowed:.2f} ms."
         )
-        assert wanted in report.markdown("net", of)
+        assert wanted in report_files.markdown("net", of)
 
 
 def test_classes_are_sorted_by_the_accuracy_lost_on_the_images_read():
@@ -199,7 +199,7 @@ def test_the_page_escapes_and_shows_the_curve():
         {"size": 96, "factor": 2, "seconds": 2.0},
     ]
     parts = {name: torch.zeros(1, 3, 4, 4, dtype=torch.uint8) for name in ("image", "low", "high")}
-    page = report.page("<net>", found(target={"curve": curve, "allowed": 1.0, "original": 2.0}), parts)
+    page = report_files.page("<net>", found(target={"curve": curve, "allowed": 1.0, "original": 2.0}), parts)
     assert "<h1>&lt;net&gt;, accelerated</h1>" in page
     assert "<td>&lt;a&gt;</td>" in page
     assert "<td>64</td><td>4</td><td>500.00 ms</td><td>4.00x</td><td>yes</td><td>80.00 %</td>" in page
@@ -209,9 +209,11 @@ def test_the_page_escapes_and_shows_the_curve():
 def test_diverged_trials_and_the_optimizer_are_reported():
     target = {"curve": [{"size": 48, "factor": 4, "seconds": 0.5, "kept": None}], "original": 1, "allowed": 1}
     measured = found(**{"trial: mimic 1": None, "trial: mimic 1, sgd": 0.0}, target=target)
-    assert "The optimizer" not in report.markdown("net", measured)  # an older record, without an optimizer
+    assert "The optimizer" not in report_files.markdown(
+        "net", measured
+    )  # an older record, without an optimizer
     measured["training"]["optimizer"] = "sgd"
-    text = report.markdown("net", measured)
+    text = report_files.markdown("net", measured)
     assert "| mimic 1 | the loss was no longer finite |\n| mimic 1, sgd | 0.00 % |" in text
     assert "| yes | the loss was no longer finite |" in text
     assert "- The optimizer (of the last stage): sgd." in text
