@@ -27,24 +27,18 @@ class Row(NamedTuple):
 
 def rows(found: Mapping[str, Any]) -> list[Row]:
     """The table of accuracy against time."""
-    original, training, deployed = found["original"], found["training"], found["deployed"]
-    old, new = deployed["original"], deployed["accelerated"]
-
-    def how(side: Mapping[str, Any]) -> str:
-        return f"{side['engine']}, {side['precision']}"
-
-    adds = original["multiply_adds"], new["multiply_adds"]
-    table = [
-        Row("original", "PyTorch", original["accuracy"], old["eager seconds"], adds[0]),
-        Row("original", how(old), old["accuracy"], old["seconds"], adds[0]),
-        Row("accelerated", "PyTorch", training["accuracy"], new["eager seconds"], adds[1]),
-        Row("accelerated", how(new), new["accuracy"], new["seconds"], adds[1]),
-    ]
-    for name, trained in _entries(found, "baseline: ").items():
-        if side := deployed.get(name):
+    trained = {
+        "original": found["original"],
+        "accelerated": found["training"],
+        **_entries(found, "baseline: "),
+    }
+    table = []
+    for name, eager in trained.items():
+        if deployed := found["deployed"].get(name):
+            how, adds = f"{deployed['engine']}, {deployed['precision']}", deployed["multiply_adds"]
             table += [
-                Row(name, "PyTorch", trained["accuracy"], side["eager seconds"], side["multiply_adds"]),
-                Row(name, how(side), side["accuracy"], side["seconds"], side["multiply_adds"]),
+                Row(name, "PyTorch", eager["accuracy"], deployed["eager seconds"], adds),
+                Row(name, how, deployed["accuracy"], deployed["seconds"], adds),
             ]
     return table
 
