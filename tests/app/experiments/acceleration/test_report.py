@@ -151,7 +151,7 @@ def test_every_row_has_the_numbers_of_its_side():
     of["original"]["accuracy"], of["training"]["accuracy"] = 0.9, 0.8
     of["deployed"] = {
         "images": 1,
-        "original": deployed_side("a", 0.89, 0.004, 0.008),
+        "original": deployed_side("a", 0.89, 0.004, 0.008, 4 * 10**9),
         "accelerated": deployed_side("b", 0.79, 0.001, 0.002, 10**9),
         "half": deployed_side("c", 0.49, 0.0005, 0.016, 2 * 10**9),
     }
