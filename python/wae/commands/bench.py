@@ -80,8 +80,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.models.registry import NetworkError
     from wae.storage.files import refuse_existing
 
-    engines = options.engine or bench.installed()
-    if status := _refuse_engines(engines):
+    if status := _refuse_engines(options.engine or ()):
         return status
     if options.json and options.output and options.json.resolve() == options.output.resolve():
         return shared.complain(f"--json: needs another file than -o, got {options.json} for both", 2)
@@ -92,10 +91,11 @@ def run(options: argparse.Namespace) -> int:
     except NetworkError as error:
         return shared.complain(str(error), 2)
     try:
-        found = _compared(options, pairs, engines)
+        found = _compared(options, pairs, options.engine or bench.engines_for_cpu())
     except (CalibrationError, EngineError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    _print(found)
+    for line in (*bench_report.notes(found), bench_report.verdict(found)):
+        print(line)
     if options.json is not None:
         data = bench.as_data(found, options.seconds)
         _write(options.json, json.dumps(data, indent=1) + "\n", options.force)
@@ -119,8 +119,8 @@ def _refuse_engines(names: Sequence[str]) -> int:
 def _compared(
     options: argparse.Namespace, pairs: Sequence[Pair], engines: Sequence[str]
 ) -> list[bench.Comparison]:
-    """Compare every pair at every batch size."""
-    from wae.experiments import bench
+    """Compare every pair at every batch size, and print each table as soon as it is measured."""
+    from wae.experiments import bench, bench_report
     from wae.progress import bar
 
     pairs_and_batches = [(each, batch) for each in pairs for batch in options.batch]
@@ -139,6 +139,7 @@ def _compared(
                     step,
                 )
             )
+            shared.console().print(bench_report.table(found[-1]))
             advance(1)
     return found
 
@@ -148,15 +149,6 @@ def _side(options: argparse.Namespace, name: str) -> int:
     from wae.models.registry import image_side
 
     return int(options.size or image_side(name))
-
-
-def _print(found: Sequence[bench.Comparison]) -> None:
-    from wae.experiments import bench_report
-
-    for comparison in found:
-        shared.console().print(bench_report.table(comparison))
-    for line in (*bench_report.notes(found), bench_report.verdict(found)):
-        print(line)
 
 
 def _write(path: Path, text: str, force: bool) -> None:

@@ -321,9 +321,9 @@ def _as_taken(network: nn.Module, wae: nn.Module, crops: Tensor) -> Tensor:
     return normalize_image(crops, scale.dtype, scale, shift)
 
 
-def installed() -> list[str]:
-    """The engines that run on this CPU."""
-    return [name for name, engine in ENGINES.items() if engine.why_not("cpu") is None]
+def engines_for_cpu() -> list[str]:
+    """The engines that run on CPUs, including those that are not installed: these are left out by name."""
+    return [name for name, engine in ENGINES.items() if "cpu" in engine.devices]
 
 
 # ---------------------------------------------------------------------------------------------- as data

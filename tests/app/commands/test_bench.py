@@ -20,7 +20,7 @@ from wae.experiments import bench, bench_report, machine
 from wae.experiments.bench import Comparison, Row, Side
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError
-from wae.inference.engines import ENGINES
+from wae.inference.engines import ENGINES, EngineError
 from wae.inference.timing import Timing
 from wae.models.counting import count
 from wae.models.pairs import pair
@@ -159,6 +159,27 @@ def test_a_side_that_disagrees_is_not_timed(network, monkeypatch, capsys):
     assert "│ openvino" not in printed
     assert run("bench", network, *QUICK[:-1], "openvino", "--batch", 1) == 1
     assert "nothing can be timed: openvino float32: scores differ" in capsys.readouterr().err
+
+
+def test_an_engine_that_is_not_installed_is_named_unless_engines_are_chosen(network, monkeypatch, capsys):
+    missing = replace(ENGINES["openvino"], packages={"no_such_module": "no-such-package"})
+    monkeypatch.setattr(bench, "ENGINES", {"eager": ENGINES["eager"], "openvino": missing})
+    assert run("bench", network, *QUICK[: QUICK.index("--engine")], "--batch", 1) == 0
+    reason = "openvino needs packages that are not installed: `pip install no-such-package`"
+    assert f"left out: openvino float32: {reason}\n" in capsys.readouterr().out
+    assert run("bench", network, *QUICK, "--batch", 1) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_a_table_is_printed_before_the_next_comparison(network, monkeypatch, capsys):
+    def compare(pair, size, batch, *arguments):
+        if batch == 2:
+            raise EngineError("nothing can be timed")
+        return comparison(images=batch)
+
+    monkeypatch.setattr(bench, "compare", compare)
+    assert run("bench", network, *QUICK, "--batch", 1, 2) == 1
+    assert "a, 32 x 32, batch 1; PyTorch eager: 400 ms" in capsys.readouterr().out
 
 
 def test_results_are_printed_even_if_the_report_cannot_be_written(network, monkeypatch, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -106,13 +107,12 @@ def forget(task: Task, name: str) -> None:
 
 
 def forget_all(task: Task) -> None:
-    """Remove the remaining checkpoints when all trainings are on the record.
+    """Remove the remaining checkpoints and their folder when all trainings are on the record.
 
     There are some if an earlier version, with other names for trials, began the run.
     """
     if is_first():
-        for checkpoint in (task.settings.folder / TRIALS).glob("*.safetensors"):
-            checkpoint.unlink()
+        shutil.rmtree(task.settings.folder / TRIALS, ignore_errors=True)
 
 
 def _checkpoint(task: Task, name: str) -> Path:

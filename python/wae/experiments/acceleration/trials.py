@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from wae.models.accelerated import Form
 from wae.training.small_data import OPTIMIZERS
 from wae.training.trainer import DivergedError, TrainingError
+from wae.wording import counted
 
 from .folder import Record
 from .networks import initialised, teacher
@@ -66,6 +67,8 @@ def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
     plan = replace(plan, stages=tuple(stages))
     training, test = sets.training.subset(rest), sets.plain.subset(held_out)
     original = teacher(task, form.size, recipe)
+    epochs = counted(sum(stage.epochs for stage in plan.stages), "epoch")
+    task.say(f"trial, {name}: {epochs} on {counted(len(rest), 'image')}")
     try:
         history = fit(task, name, initialised(task, form), plan, training, test, original)
     except DivergedError as error:  # the rate is too high for this network

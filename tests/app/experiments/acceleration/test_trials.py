@@ -135,8 +135,10 @@ def test_a_diverged_trial_is_worse_than_an_accuracy_of_zero(tmp_path, monkeypatc
     found = trials.best_optimizer(task, Record(tmp_path / "record.json", {}), task.form)
     assert found == {"name": SGD, "accuracies": {ADAMW: None, SGD: 0.0}}
     assert printed.getvalue().splitlines() == [
+        "trial, size 48, factor 4, mimic 1: 11 epochs on 16 images",
         "trial, size 48, factor 4, mimic 1: the loss is nan in epoch 1",
         "trial, size 48, factor 4, mimic 1: the loss was no longer finite",
+        "trial, size 48, factor 4, mimic 1, sgd: 11 epochs on 16 images",
         "trial, size 48, factor 4, mimic 1, sgd: 0.00 % of the held-out images",
     ]
 
