@@ -33,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch 2.10 itself causes these: torch.func uses torch.jit.script, and torch.export reads such buffers.
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script:DeprecationWarning")
     config.addinivalue_line("filterwarnings", "ignore:The given buffer is not writable:UserWarning")
+    # poisoned_memory makes torch warn of each operator that is not deterministic on a GPU.
+    config.addinivalue_line("filterwarnings", "ignore:(?s).*determinis:UserWarning")
+    torch.backends.cudnn.deterministic = True  # tests compare trainings, on a GPU if there is one, bit by bit
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@
 #
 #   build      build the libraries in place, for this GPU; then call every mode once and print its error
 #   test       pytest -m gpu: tests/cuda/test_cuda.py first and alone, then the ops on half of the cores, then wae.deploy
+#              and training
 #   ops        benchmarks of single ops, one arithmetic mode after the other
 #   networks   benchmarks of complete networks, one process for each network and batch, and of training steps
 #   report     the tables of docs/benchmarks.md, from benches/results
@@ -21,7 +22,7 @@
 #   WITHOUT_GPU=1  continue although torch sees no GPU: to try this script
 #
 # If a step fails or runs out of time, that is noted and the next one starts. Benchmarks are kept case by case in
-# benches/results. By the steps' limits "build test", "ops report" and "networks report" take at most 14, 10 and 22
+# benches/results. By the steps' limits "build test", "ops report" and "networks report" take at most 16, 10 and 22
 # minutes. If you have less time, set LIMIT, and run the networks in parts with NETWORKS. The exit status is the number of
 # failed steps.
 #
@@ -143,6 +144,7 @@ run_tests() {
   tests test_cuda 120 1 tests/cuda/test_cuda.py
   tests test_ops 200 "$WORKERS" -k "not triton" tests/kernels
   tests test_deployed 120 1 tests/app/inference/test_deployed.py
+  tests test_training 120 1 tests/app/training/test_on_a_gpu.py
 }
 
 ops() {

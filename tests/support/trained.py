@@ -1,9 +1,11 @@
 """Inputs of the tests of training: a few images, a small network (tiny_classifier) and plans.
 
-As a program, ``torchrun ... trained.py FOLDER``, it trains the network on all processes with each plan in
-SHARED, with the checkpoint FOLDER/NAME.
+As a program, ``torchrun ... trained.py FOLDER DEVICE``, it trains the network on all processes with each
+plan in SHARED, with the checkpoint FOLDER/NAME.
 """
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,8 +82,19 @@ def run(plan=PLAN, model=None, data=None, **options):
     return model, train(model, plan, data or image_set(), image_set(augment=False), **options)
 
 
+def run_in_processes(count, folder, device="cpu"):
+    """Run this file as a program, in ``count`` processes."""
+    program = [__file__, str(folder), device]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, *torchrun, *program]
+    subprocess.run(command, check=True, env=environment, timeout=600, capture_output=True)
+
+
 if __name__ == "__main__":
-    with joined("cpu"):
+    folder = Path(sys.argv[1])
+    with joined(sys.argv[2]) as device:
         for name, plan in SHARED.items():
-            run(plan, state=Path(sys.argv[1], name))
-        run(FIXED, data=with_gaps(image_set()), state=Path(sys.argv[1], "gaps"))
+            run(plan, state=folder / name, device=device)
+        run(FIXED, data=with_gaps(image_set()), state=folder / "gaps", device=device)

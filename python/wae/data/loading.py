@@ -144,6 +144,7 @@ def batches(
     world: int = 1,
     workers: int = 0,
     drop_last: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Batches:
     """The batches of one epoch, (images, labels) as :meth:`Dataset.batch` returns them.
 
@@ -159,6 +160,8 @@ def batches(
         workers: processes that read ahead for this one; with 0, this process reads on demand.
         drop_last: leave out the last batch if it is not full. Otherwise every sample comes exactly once, and
             if the last batch has fewer samples than ``world``, the higher ranks get one batch less.
+        device: where the batches are used. For a GPU they are in pinned memory, from which they are copied
+            while the CPU goes on.
 
     Raises:
         ValueError: a number is out of range, ``world`` does not divide ``batch``, or several processes would
@@ -183,7 +186,8 @@ def batches(
     else:
         order = torch.arange(len(dataset))
     steps = len(dataset) // batch + (not drop_last and len(dataset) % batch > rank)
-    return Batches(dataset, epoch, _Shares(order, batch, rank, world, steps), workers)
+    pinned = torch.device(device).type == "cuda"  # it makes this process a user of the GPU
+    return Batches(dataset, epoch, _Shares(order, batch, rank, world, steps), workers, pinned)
 
 
 def to_device(images: Tensor, device: torch.device | str) -> Tensor:
@@ -212,9 +216,9 @@ class Batches:
         ImageError, DatasetError: while iterating, as the data set does, whichever process reads.
     """
 
-    def __init__(self, dataset: Dataset, epoch: int, shares: _Shares, workers: int) -> None:
+    def __init__(self, dataset: Dataset, epoch: int, shares: _Shares, workers: int, pinned: bool) -> None:
         self._reader, self._shares = _Reader(dataset, epoch), shares
-        self._workers = workers
+        self._workers, self._pinned = workers, pinned
         self.failed: list[str] = []
         """One line for each file left out so far in the latest pass, with its name and the reason."""
 
@@ -229,7 +233,7 @@ class Batches:
             collate_fn=_as_it_is,
             num_workers=self._workers,
             worker_init_fn=_leave_interrupts,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._pinned,
             # Otherwise it draws from the global generator, which would change all other randomness.
             generator=torch.Generator(),
         )

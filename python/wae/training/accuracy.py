@@ -141,7 +141,7 @@ def evaluate(
     counts = counts_for(data) if counts is None else counts
     rank, world = rank_and_world()
     together = batch * world
-    loader = batches(data, together, 0, 0, False, rank, world, workers)
+    loader = batches(data, together, 0, 0, False, rank, world, workers, device=device)
     with evaluating(model):
         for step, (images, labels) in enumerate(loader):
             if advance is not None:

@@ -257,7 +257,7 @@ class _Run:
         self._train_mode()
         loader = batches(
             self.training, plan.batch, epoch + 10_007 * number, plan.seed, True,
-            self.rank, self.world, self.workers, drop_last=True,
+            self.rank, self.world, self.workers, drop_last=True, device=self.device,
         )  # fmt: skip
         steps = len(loader)
         self.observer.start(plan, number, epoch, steps)

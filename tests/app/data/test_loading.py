@@ -12,6 +12,7 @@ from data_sets import batch_labels, corrupt, noise, same, small
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from wae.data import loading
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import image_folder
 from wae.data.images import ImageError
@@ -127,6 +128,16 @@ def test_all_ranks_together_take_the_augmented_images_of_one_process():
     for step, (images, labels) in enumerate(alone):
         for rank in range(2):
             assert same(ranks[rank][step], (images[rank::2], labels[rank::2]))
+
+
+def test_memory_is_pinned_for_a_gpu_alone(monkeypatch):
+    """Pinning uses the GPU: each process of a training on the CPU would take half a gigabyte there."""
+    pinned = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(loading, "DataLoader", lambda *_, pin_memory, **__: pinned.append(pin_memory) or [])
+    for device in ("cpu", "cuda:1"):
+        list(batches(noise(8), 4, 0, 0, True, device=device))
+    assert pinned == [False, True]
 
 
 def test_the_global_generator_is_not_used():

@@ -4,13 +4,9 @@ import copy
 import itertools
 import json
 import math
-import os
 import resource
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from tiny_classifier import tiny
 from torch import nn
-from trained import FIXED, JOINT, PLAN, SHARED, StopAt, image_set, network, run, with_gaps
+from trained import FIXED, JOINT, PLAN, SHARED, StopAt, image_set, network, run, run_in_processes, with_gaps
 
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
@@ -952,12 +948,7 @@ def test_a_teacher_is_in_evaluation_mode_while_training_and_in_its_own_mode_afte
 def shared(tmp_path_factory):
     """A folder of checkpoints that two processes wrote."""
     folder = tmp_path_factory.mktemp("shared")
-    support = Path(__file__).parents[2] / "support"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    path = os.pathsep.join((str(support), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    program = [str(support / "trained.py"), str(folder)]
-    subprocess.run([*command, *program], check=True, env=environment, timeout=600, capture_output=True)
+    run_in_processes(2, folder)
     return folder
 
 
