@@ -93,34 +93,45 @@ def _without(why: str) -> Callable[..., _Gradients]:
     return backward
 
 
-_SECOND = "second derivatives through the fused ops are not supported. Use wae_kernels.reference"
-_INFERENCE = "it is for inference. Call it under torch.no_grad(); torch.nn.functional.conv2d has one."
-_FLOAT = "it is for inference. Call it under torch.no_grad(); wae_kernels.encode has one."
-
 _BACKWARD: dict[str, Callable[..., _Gradients]] = {
     "encode": _encode_backward,
     "decode": _decoder_backward("decode_backward"),
     "decode_scores": _decoder_backward("decode_scores_backward"),
-    "encode_backward": _without(f"wae::encode_backward has no derivative: {_SECOND}.encode for them."),
-    "decode_backward": _without(f"wae::decode_backward has no derivative: {_SECOND}.decode for them."),
-    "decode_scores_backward": _without(
-        f"wae::decode_scores_backward has no derivative: {_SECOND}.decode_scores for them."
-    ),
-    "encode_int8": _without(f"wae::encode_int8 has no derivative: {_FLOAT}"),
-    "conv3x3_pack": _without(f"wae::conv3x3_pack has no derivative: {_INFERENCE}"),
-    "conv3x3": _without(f"wae::conv3x3 has no derivative: {_INFERENCE}"),
 }
 """For each op a function of its inputs, of which of them need a gradient, and of the outputs' gradients."""
+
+_SECOND = "second derivatives through the fused ops are not supported. Use wae_kernels.reference"
+_INFERENCE = "it is for inference. Call it under torch.no_grad()"
+
+_NO_DERIVATIVE = {
+    "encode_backward": f"{_SECOND}.encode for them.",
+    "decode_backward": f"{_SECOND}.decode for them.",
+    "decode_scores_backward": f"{_SECOND}.decode_scores for them.",
+    "encode_int8": f"{_INFERENCE}; wae_kernels.encode has one.",
+    "conv3x3_pack": f"{_INFERENCE}; torch.nn.functional.conv2d has one.",
+    "conv3x3": f"{_INFERENCE}; torch.nn.functional.conv2d has one.",
+}
+"""Why the other ops have no derivative, and what has one."""
 
 
 def register(library: torch.library.Library) -> None:
     """Register the derivatives of all ops."""
     for name, backward in _BACKWARD.items():
-        library.impl(name, _kernel(name, backward), "Autograd", with_keyset=True)
+        why = (
+            f"wae::{name} has no forward-mode derivative and none in transforms of torch.func; "
+            f"wae_kernels.{name} and the modules of wae_kernels.nn have both"
+        )
+        library.impl(name, _kernel(name, backward, why), "Autograd", with_keyset=True)
+    for name, why in _NO_DERIVATIVE.items():
+        why = f"wae::{name} has no derivative: {why}"
+        library.impl(name, _kernel(name, _without(why), why), "Autograd", with_keyset=True)
 
 
-def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any]:
-    """The kernel for the dispatch key Autograd, which every call of the op goes through."""
+def _kernel(name: str, backward: Callable[..., _Gradients], no_transform: str) -> Callable[..., Any]:
+    """The kernel for the dispatch key Autograd, which every call of the op goes through.
+
+    ``no_transform`` is the error for tangents, and for gradients inside a transform of torch.func.
+    """
     op = getattr(torch.ops.wae, name).default
     below = torch._C._after_autograd_keyset
 
@@ -144,9 +155,11 @@ def _kernel(name: str, backward: Callable[..., _Gradients]) -> Callable[..., Any
     named: Any = type(f"wae_{name}", (Function,), {})  # the class's name at creation is what grad_fn shows
 
     def kernel(keyset: Any, *inputs: Any) -> Any:
-        if forward_ad._current_level >= 0:
-            _refuse_tangents(name, inputs)
+        if forward_ad._current_level >= 0 and _has_tangents(inputs):
+            raise RuntimeError(no_transform)
         if torch._C.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError(no_transform)
             return named.apply(keyset, *inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & below, *inputs)
@@ -166,9 +179,6 @@ def _hide_from_dynamo(function: Callable[..., Any]) -> None:
     eval_frame.set_code_exec_strategy(function.__code__, never)
 
 
-def _refuse_tangents(name: str, inputs: Sequence[Any]) -> None:
+def _has_tangents(inputs: Sequence[Any]) -> bool:
     tensors = [value for value in inputs if isinstance(value, Tensor)]
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError(
-            f"wae::{name} has no forward-mode derivative; those of wae_kernels and wae_kernels.nn have one"
-        )
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

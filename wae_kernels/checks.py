@@ -110,6 +110,15 @@ def _joined(sizes: Iterable[str]) -> str:
     return f"({', '.join(sizes)})"
 
 
+def _may_hold(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition on sizes holds, or cannot be decided while an op is traced: its kernel decides."""
+    if isinstance(condition, bool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_true  # a module that takes long to import
+
+    return bool(guard_or_true(condition))
+
+
 _OPTIONAL = {name for schema in schemas() for name in re.findall(r"Tensor\? (\w+)", schema)}
 
 
@@ -162,10 +171,10 @@ class _Checker:
 
     def fits(self, size: int | str, got: int) -> bool:
         if (number := self.known(size)) is not None:
-            return got == number
+            return _may_hold(got == number)
         if (half := self.sizes.get(f"half_{size}")) is not None:
-            return half_of(got) == half  # one comparison: an `or` would make torch.export decide which holds
-        return size == "batch" or got >= 1
+            return _may_hold(half_of(got) == half)  # an `or` would make torch.export decide which side holds
+        return size == "batch" or _may_hold(got >= 1)
 
     def text(self, size: int | str) -> str:
         if (number := self.known(size)) is not None:

@@ -43,13 +43,13 @@ def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Call
     because that code may record gradients.
     """
 
-    peek, guard = torch._C._functorch.peek_interpreter_stack, torch._C._AutoDispatchBelowAutograd
+    guard = torch._C._AutoDispatchBelowAutograd
 
     def call(inputs: Sequence[Any]) -> Any:
-        if torch.compiler.is_compiling():  # the compiler captures the op, and leaves transforms to Python
-            return op(*inputs)
-        if peek() is not None or forward_ad._current_level >= 0:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return in_transform(*inputs)  # a transform of torch.func, or a level of dual numbers
+        if torch.compiler.is_compiling():
+            return op(*inputs)
         records = torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
         if records or has_torch_function(inputs):
             return op(*inputs)

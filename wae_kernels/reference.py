@@ -44,7 +44,8 @@ def is_channels_last(tensor: Tensor) -> bool:
     Only the strides decide, so that slices of a channels_last tensor count too. A tensor whose channels are
     broadcast (stride 0) does not.
     """
-    return bool(0 < tensor.stride(1) < tensor.stride(3))
+    column = tensor.stride(3)
+    return bool(column > 1 and 0 < tensor.stride(1) < column)  # a 1 decides even where sizes depend on data
 
 
 def format_of(tensor: Tensor) -> torch.memory_format:

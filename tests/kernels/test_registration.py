@@ -334,6 +334,45 @@ def test_new_sizes_do_not_compile_again() -> None:
     assert counter.frame_count <= 2  # one without a gradient, one with
 
 
+@on_main_cells
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_sizes_that_depend_on_data_are_compiled(cell: Cell, layout: str) -> None:
+    """Fake kernels cannot check such sizes; the real ones do."""
+    model = AutoEncoder().to(cell.device)
+
+    def of_a_crop(image: Tensor, height: Tensor, output_height: Tensor) -> Tensor:
+        rows, output_rows = height.item(), output_height.item()
+        torch._check(rows >= 1)
+        torch._check(rows <= image.shape[2])
+        low, high = model.encoder(image[:, :, :rows])
+        return model.decoder(low, high, (output_rows, image.shape[3]))
+
+    image = LAYOUTS[layout](image_of(2, 12, 17, device=cell.device))
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        compiled = torch.compile(of_a_crop, fullgraph=True, backend="aot_eager")
+        for rows in (9, 4, 1):
+            height = torch.tensor(rows)
+            result, expected = compiled(image, height, height), of_a_crop(image, height, height)
+            assert (result.shape, result.stride()) == (expected.shape, expected.stride())
+            assert_close(result, expected.double(), tolerance(torch.float32))
+        with pytest.raises(RuntimeError, match="output_size must be"):
+            compiled(image, torch.tensor(9), torch.tensor(4))
+
+
+@on_main_cells
+@pytest.mark.usefixtures("fresh_compiler")
+def test_sizes_marked_unbacked_are_compiled_once(cell: Cell) -> None:
+    model, counter = AutoEncoder().to(cell.device), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for batch, *size in [(2, 12, 17), (1, 1, 9), (3, 2, 1), (0, 4, 4)]:
+        image = image_of(batch, *size, device=cell.device)
+        for dim in (0, 2, 3):
+            torch._dynamo.decorators.mark_unbacked(image, dim)
+        assert_close(compiled(image), model(image).double(), tolerance(torch.float32))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compilation_names_an_invalid_argument() -> None:
     encode = torch.compile(torch.ops.wae.encode, fullgraph=True, backend="eager")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -114,30 +113,65 @@ def test_gradients_per_sample(memory_format: torch.memory_format) -> None:
             torch.testing.assert_close(found[name][number], p.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["encode", "decode", "decode_scores", "conv3x3_pack", "conv3x3"])
+REFUSALS = {
+    **{
+        op: f"wae::{op} has no forward-mode derivative .*; wae_kernels.{op} .* have both"
+        for op in ("encode", "decode", "decode_scores")
+    },
+    **{
+        f"{op}_backward": f"wae::{op}_backward has no derivative: .* wae_kernels.reference.{op}"
+        for op in ("encode", "decode", "decode_scores")
+    },
+    **{op: f"wae::{op} has no derivative: .*conv2d has one" for op in ("conv3x3_pack", "conv3x3")},
+}
+
+
+def values_of(op: str) -> tuple[Any, ...]:
+    if op == "conv3x3_pack":
+        return (torch.randn(4, 4, 3, 3),)
+    if op == "conv3x3":
+        packed = torch.ops.wae.conv3x3_pack(torch.randn(4, 4, 3, 3))
+        return torch.randn(1, 4, 5, 5), packed, None, 4
+    return arguments(op)
+
+
+@pytest.mark.parametrize("name", list(REFUSALS))
 def test_plain_ops_refuse_tangents(name: str) -> None:
     """They once gave tangents of zero."""
-    op = getattr(torch.ops.wae, name)
-    if name == "conv3x3_pack":
-        values: tuple[Any, ...] = (torch.randn(4, 4, 3, 3),)
-    elif name == "conv3x3":
-        packed = torch.ops.wae.conv3x3_pack(torch.randn(4, 4, 3, 3))
-        values = (torch.randn(1, 4, 5, 5), packed, None, 4)
-    else:
-        values = arguments(name)
-    with (
-        pytest.raises(RuntimeError, match=f"wae::{name} has no forward-mode derivative"),
-        forward_ad.dual_level(),
-    ):
+    op, values = getattr(torch.ops.wae, name), values_of(name)
+    with pytest.raises(RuntimeError, match=REFUSALS[name]), forward_ad.dual_level():
         op(forward_ad.make_dual(values[0], torch.ones_like(values[0])), *values[1:])
     with forward_ad.dual_level():
         op(*values)  # without a tangent, no error
 
 
-def test_plain_ops_refuse_transforms() -> None:
-    image, *parameters = arguments("encode")
-    with pytest.raises(RuntimeError, match="setup_context"):
-        grad(lambda x: torch.ops.wae.encode(x, *parameters)[0].sum())(image)
+@pytest.mark.parametrize("name", list(REFUSALS))
+def test_plain_ops_refuse_gradients_in_transforms(name: str) -> None:
+    x, *others = values_of(name)
+    with pytest.raises(RuntimeError, match=REFUSALS[name]):
+        grad(lambda x: first(getattr(torch.ops.wae, name)(x, *others)).sum())(x)
+
+
+@every_op
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch calls the op for each sample
+def test_plain_ops_run_in_vmap(op: str) -> None:
+    """Also with parameters that require a gradient, which is then right."""
+    (x, *others), rest = split(op, arguments(op))
+    leaf = others[-1].requires_grad_()
+    samples = torch.stack([x, 2 * x])
+
+    def function(x: Tensor) -> Tensor:
+        return first(getattr(torch.ops.wae, op)(x, *others, *rest))
+
+    expected = torch.stack([*map(function, samples)])
+    results = vmap(function)(samples)
+    assert torch.equal(results, expected)
+    for found, right in zip(
+        torch.autograd.grad(results.square().sum(), leaf),
+        torch.autograd.grad(expected.square().sum(), leaf),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, right)
 
 
 @every_op
@@ -160,16 +194,40 @@ def test_autocast_accepts_several_dtypes_as_without_transforms(
     assert (tangent.float().sum() - gradient.float().sum()).abs() <= 1.5e-2 * gradient.float().abs().sum()
 
 
+COMPILED = {
+    "grad": lambda call, x: grad(lambda x: call(x).square().sum())(x),
+    "jvp": lambda call, x: jvp(call, (x,), (x,))[1],
+    "vmap": lambda call, x: vmap(call)(torch.stack([x, 2 * x])),
+    "vmap of grad": lambda call, x: vmap(grad(lambda x: call(x).square().sum()))(torch.stack([x, 2 * x])),
+    "jacrev": lambda call, x: jacrev(call)(x),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_compiled() -> None:
-    """Right results, or torch's own error (before 2.14), but never zeros."""
+@every_op
+@pytest.mark.parametrize("transform", list(COMPILED))
+def test_compiled(transform: str, op: str) -> None:
+    (x, *others), rest = split(op, arguments(op))
+
+    def function(x: Tensor) -> Tensor:
+        return COMPILED[transform](lambda x: first(getattr(wae_kernels, op)(x, *others, *rest)), x)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), function(x))
+
+
+@pytest.mark.slow
+def test_compiled_module_in_a_transform() -> None:
+    """Compiled before it is called in the transform, whose gradients and tangents must not be zero."""
     module, x = Encoder(), torch.randn(1, 3, 6, 6)
-    tangent = torch.randn_like(x)
-    for function in (
-        lambda x: jvp(lambda x: module(x)[0], (x,), (tangent,))[1],
-        grad(lambda x: module(x)[0].square().sum()),
-    ):
-        torch._dynamo.reset()
-        with contextlib.suppress(torch._dynamo.exc.TorchRuntimeError):
-            torch.testing.assert_close(torch.compile(function)(x), function(x))
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), module(x))
+    tangent = jvp(lambda x: module(x)[0], (x,), (x,))[1]
+    torch.testing.assert_close(jvp(lambda x: compiled(x)[0], (x,), (x,))[1], tangent)
+    expected = grad(lambda x: module(x)[0].square().sum())(x)
+    torch.testing.assert_close(grad(lambda x: compiled(x)[0].square().sum())(x), expected)
+    with forward_ad.dual_level():
+        low = compiled(forward_ad.make_dual(x, x))[0]
+        torch.testing.assert_close(forward_ad.unpack_dual(low).tangent, tangent)

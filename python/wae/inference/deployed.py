@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .agreement import require_equal
 from .arguments import example_images
@@ -86,7 +87,8 @@ class Deployed:
 
         Raises:
             TypeError, ValueError: ``images`` is anything else; the message says what is needed.
-            RuntimeError: the process was forked after an earlier call in another engine than PyTorch's.
+            RuntimeError: ``images`` have tangents or come from a transform of torch.func, or the process was
+                forked after an earlier call in another engine than PyTorch's.
             EngineError, DisagreementError: the engine cannot be prepared for another number of images.
         """
         self._check(images)
@@ -155,6 +157,10 @@ class Deployed:
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+        if _is_transformed(images):
+            raise RuntimeError(
+                "a deployed network has no derivatives and no vmap: use the model that it was made from"
+            )
         if images.layout != torch.strided:
             raise TypeError(f"images must be a dense tensor, got the layout {images.layout}")
         wanted = (3, *self.size)
@@ -167,3 +173,10 @@ class Deployed:
             raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
         if images.device != self._front.device:
             raise ValueError(f"images must be on {self._front.device}, got {images.device}")
+
+
+def _is_transformed(images: Tensor) -> bool:
+    """Whether a call is part of a transform of torch.func or of a forward-mode derivative."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(images):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(images).tangent is not None

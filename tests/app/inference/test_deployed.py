@@ -23,6 +23,8 @@ from small_networks import (
     with_statistics,
 )
 from torch import nn
+from torch.autograd import forward_ad
+from torch.func import grad, jvp, vmap
 
 from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
@@ -145,6 +147,26 @@ def test_scores_of_an_image_that_is_not_finite_are_nan(engine, model):
         scores = deployed(images)
         assert scores[0].isnan().all() or (broken == 3e38 and model(images)[0].isfinite().all())
         assert (scores[1] - expected[1]).norm() <= 1e-4 * expected[1].norm()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")  # torch's own, on import
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
+def test_derivatives_are_refused(engine, stock):
+    """They were zeros in some engines, without an error."""
+    needs(engine)
+    deployed = deploy(stock, (64, 50), engine=engine)
+    images = torch.randn(2, 3, 64, 50)
+    for call in (
+        lambda: grad(lambda images: deployed(images).sum())(images),
+        lambda: jvp(deployed, (images,), (images,)),
+        lambda: vmap(lambda image: deployed(image[None]))(images),
+    ):
+        with pytest.raises(RuntimeError, match="use the model that it was made from"):
+            call()
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match="use the model that it was made from"):
+            deployed(forward_ad.make_dual(images, images))
+        assert torch.equal(deployed(images), deployed(images))
 
 
 def test_a_deployed_network_cannot_be_pickled_or_copied(model):
