@@ -1,5 +1,5 @@
 """The command ``wae``. Exit status: 0 success, 1 some input failed, 2 wrong usage, 130 interrupted by Ctrl-C,
-143 terminated by SIGTERM.
+143 terminated by SIGTERM, 129 by SIGHUP.
 
 Every command is a module of :mod:`wae.commands` (dashes in its name become underscores). The module defines
 
@@ -25,7 +25,7 @@ from typing import Any
 from wae.commands.shared import complain, interrupted
 from wae.errors import WaeError
 from wae.termination import ended_at_once, terminable
-from wae.wording import file_of, first_line
+from wae.wording import first_line, named_reason
 
 COMMANDS = (
     "demo",
@@ -80,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's final flush works
         return 1
     except OSError as error:
-        name, why = file_of(error), error.strerror or str(error)
-        return complain(f"{name}: {why}" if name else why)
+        return complain(named_reason(error))
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in _OPTIONAL:

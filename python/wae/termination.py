@@ -1,4 +1,8 @@
-"""How signals end a process. SIGTERM, which schedulers and parent processes send, is handled like Ctrl-C."""
+"""How signals end a process.
+
+SIGTERM, which schedulers and parent processes send, and SIGHUP, which a closed terminal sends, are handled
+like Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
@@ -15,16 +19,21 @@ from typing import Any
 INTERRUPTED = 130
 """The exit status after Ctrl-C."""
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _LATER = 0.05  # seconds until a deferred signal is sent again
 
 
 class Terminated(KeyboardInterrupt):
-    """The process received SIGTERM."""
+    """The process received SIGTERM or SIGHUP."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """In this block SIGTERM raises :class:`Terminated`, once: later ones do not interrupt the clean-up.
+    """In this block SIGTERM or SIGHUP raises :class:`Terminated`; later ones do not interrupt the clean-up.
 
     During the import of an extension module, neither this nor Ctrl-C is raised until the import has ended.
     The block has no effect outside the main thread, or on a signal that already has a handler or is ignored.
@@ -40,16 +49,17 @@ def terminable() -> Iterator[None]:
 
     def terminate(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a forked child process, which has nothing to clean up
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         if not _sent_again(number, frame):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise Terminated
+            for ending in _ENDING:  # a service manager sends both
+                signal.signal(ending, signal.SIG_IGN)
+            raise Terminated(number)
 
-    with (
-        _handled(signal.SIGINT, signal.default_int_handler, interrupt),
-        _handled(signal.SIGTERM, signal.SIG_DFL, terminate),
-    ):
+    with ExitStack() as handled:
+        handled.enter_context(_handled(signal.SIGINT, signal.default_int_handler, interrupt))
+        for number in _ENDING:
+            handled.enter_context(_handled(number, signal.SIG_DFL, terminate))
         yield
 
 

@@ -36,6 +36,12 @@ def file_of(error: OSError) -> str:
     return os.fsdecode(name) if isinstance(name, bytes) else str(name or "")
 
 
+def named_reason(error: OSError) -> str:
+    """The file that ``error`` names, if any, and the reason, without the error's number."""
+    name, why = file_of(error), error.strerror or str(error)
+    return f"{name}: {why}" if name else why
+
+
 def printable(text: str) -> str:
     """``text`` with escapes in place of characters that a terminal would act on or could not show."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -16,33 +16,39 @@ from wae.termination import Terminated, ended_at_once, terminable
 
 @pytest.fixture(autouse=True)
 def handlers_restored() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def test_sigterm_is_raised_once_and_does_not_interrupt_the_clean_up() -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_are_raised_once_and_do_not_interrupt_the_clean_up(first: signal.Signals) -> None:
     cleaned_up = []
 
     def work() -> None:
         with terminable():
             try:
-                signal.raise_signal(signal.SIGTERM)
-                pytest.fail("SIGTERM was not raised")
+                signal.raise_signal(first)
+                pytest.fail("the signal was not raised")
             finally:
                 signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGHUP)
                 cleaned_up.append(True)
 
-    with pytest.raises(Terminated):
+    with pytest.raises(Terminated) as raised:
         work()
+    assert raised.value.number == first
     assert cleaned_up
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize(("number", "kind"), [("SIGTERM", Terminated), ("SIGINT", KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "kind"), [("SIGTERM", Terminated), ("SIGHUP", Terminated), ("SIGINT", KeyboardInterrupt)]
+)
 def test_a_signal_during_the_import_of_an_extension_is_raised_after_it(
     number: str, kind: type[KeyboardInterrupt]
 ) -> None:
@@ -66,8 +72,13 @@ def test_a_signal_during_the_import_of_an_extension_is_raised_after_it(
 
 @pytest.mark.parametrize(
     ("block", "number"),
-    [(terminable, signal.SIGTERM), (terminable, signal.SIGINT), (ended_at_once, signal.SIGINT)],
-    ids=["terminable-SIGTERM", "terminable-SIGINT", "ended_at_once-SIGINT"],
+    [
+        (terminable, signal.SIGTERM),
+        (terminable, signal.SIGHUP),
+        (terminable, signal.SIGINT),
+        (ended_at_once, signal.SIGINT),
+    ],
+    ids=["terminable-SIGTERM", "terminable-SIGHUP", "terminable-SIGINT", "ended_at_once-SIGINT"],
 )
 def test_a_block_replaces_only_the_default_handler_and_only_in_the_main_thread(block, number) -> None:  # type: ignore[no-untyped-def]
     usual = signal.getsignal(number)

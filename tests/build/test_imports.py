@@ -30,6 +30,7 @@ FOR_ALL = (
     "wae.errors",
     "wae.difference",
     "wae.progress",
+    "wae.streams",
     "wae.termination",
     "wae.wording",
     "wae._moved",

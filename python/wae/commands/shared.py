@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,14 +39,16 @@ class Failure(WaeError):
 
 def complain(message: str, status: int = 1) -> int:
     """Print ``message``, which may name a file, on stderr after the command's name; return ``status``."""
-    print(f"wae: {printable(message)}", file=sys.stderr)
+    with suppress(OSError):  # the terminal is gone, or the disk of a redirected stderr is full
+        print(f"wae: {printable(message)}", file=sys.stderr, flush=True)
     return status
 
 
 def interrupted(interrupt: KeyboardInterrupt, more: str = "") -> int:
-    """Print that Ctrl-C or SIGTERM ended the command, followed by ``more``, and return the exit status."""
-    word, status = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", INTERRUPTED)
-    return complain(f"{word}{more}", status)
+    """Print that a signal ended the command, followed by ``more``, and return the exit status."""
+    if isinstance(interrupt, Terminated):
+        return complain(f"terminated{more}", 128 + interrupt.number)
+    return complain(f"interrupted{more}", INTERRUPTED)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -309,8 +310,10 @@ def input_file(path: Path) -> Iterator[Path]:
     if path != STANDARD:
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "standard-input")
+    from wae.storage.files import temporary_folder
+
+    with temporary_folder() as folder:
+        copy = folder / "standard-input"
         with open(copy, "wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield copy

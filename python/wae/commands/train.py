@@ -138,7 +138,7 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train. If it is interrupted, print how to resume, and return 130 (143 after SIGTERM)."""
+    """Train. If a signal ends it, print how to resume, and return the status of :mod:`wae.cli`."""
     from wae.data.images import MAX_PIXELS, ImageError
     from wae.storage.weights_file import WEIGHTS, CheckpointError
     from wae.training.session import Session
@@ -174,7 +174,7 @@ def run(options: argparse.Namespace) -> int:
         return shared.interrupted(interrupt, f"; {_how_to_resume(session.state)}")
     except (TrainingError, CheckpointError, ImageError, ValueError) as error:
         raise shared.Failure(str(error)) from None
-    except FileExistsError:
+    except (FileExistsError, BrokenPipeError):
         raise
     except OSError as error:
         name = file_of(error) or options.output

@@ -145,6 +145,7 @@ def batches(
     workers: int = 0,
     drop_last: bool = False,
     device: torch.device | str = "cpu",
+    most: int | None = None,
 ) -> Batches:
     """The batches of one epoch, (images, labels) as :meth:`Dataset.batch` returns them.
 
@@ -162,6 +163,7 @@ def batches(
             if the last batch has fewer samples than ``world``, the higher ranks get one batch less.
         device: where the batches are used. For a GPU they are in pinned memory, from which they are copied
             while the CPU goes on.
+        most: the largest number of batches; None for all.
 
     Raises:
         ValueError: a number is out of range, ``world`` does not divide ``batch``, or several processes would
@@ -186,6 +188,7 @@ def batches(
     else:
         order = torch.arange(len(dataset))
     steps = len(dataset) // batch + (not drop_last and len(dataset) % batch > rank)
+    steps = steps if most is None else min(steps, most)
     pinned = torch.device(device).type == "cuda"  # it makes this process a user of the GPU
     return Batches(dataset, epoch, _Shares(order, batch, rank, world, steps), workers, pinned)
 

@@ -18,7 +18,7 @@ from wae.progress import track
 from wae.storage.files import written
 from wae.training.linear_start import best_linear, linear_reconstruction
 from wae.training.losses import psnr
-from wae.wording import printable
+from wae.wording import named_reason, printable
 
 from . import panels
 
@@ -75,8 +75,10 @@ def draw(model: AutoEncoder, inputs: Sequence[Path], outputs: Sequence[Path]) ->
     for source, target in track(list(zip(inputs, outputs, strict=True)), "photos"):
         try:
             rows.append(_draw(model, source, target))
-        except (ImageError, OSError) as error:  # noqa: PERF203 (one bad photo must not hide the others)
+        except ImageError as error:  # noqa: PERF203 (one bad photo must not hide the others)
             errors.append(str(error))
+        except OSError as error:
+            errors.append(named_reason(error))
     return rows, errors
 
 

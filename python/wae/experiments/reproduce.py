@@ -67,6 +67,8 @@ def run(
     finally:
         for worker in workers:
             worker.process.terminate()
+        for worker in workers:  # they write to the folder, which the caller unlocks
+            worker.process.join()
     return [result for result in results.values() if result]
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from wae.models.plain import unwrapped
 from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
-from wae.storage.files import full_disk, refuse_existing, written
+from wae.storage.files import full_disk, refuse_existing, temporary_folder, written
 
 from . import aoti, phones
 from .agreement import (
@@ -221,8 +220,8 @@ def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[Mo
     """
     numbers = torch.arange(len(images) + -len(images) % batch) % len(images)
     samples = [(part,) for part in images[numbers].split(batch)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
+    with temporary_folder() as folder:
+        path = folder / "network.onnx"
         path.write_bytes(content)
         movements = in_onnxruntime.quantize(path, samples, samples[0])
         return path.read_bytes(), movements
@@ -320,8 +319,8 @@ def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[
 
 
 def _load_onnx(content: bytes) -> Run:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"  # given bytes, the session would keep a copy of them
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"  # given bytes, the session would keep a copy of them
         path.write_bytes(content)
         session = onnx_session(path)
     return lambda images: session(images.cpu()).to(images.device)

@@ -12,13 +12,14 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from wae.storage.files import temporary_folder
 
 from .deployed import Deployed
 from .engines import EngineError
@@ -59,8 +60,8 @@ def footprint(folder: Path) -> Footprint | None:
 
 def footprint_of(deployed: Deployed) -> Footprint | None:
     """Save ``deployed`` and measure it; None also if its engine cannot be saved, or the process fails."""
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "net"
+    with temporary_folder() as parent:
+        folder = parent / "net"
         try:
             deployed.save(folder)
             return footprint(folder)

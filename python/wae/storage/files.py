@@ -13,11 +13,13 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_LITTLE = 1 << 16  # bytes that a failed write may leave free on a full disk
 _NAME = 30  # characters of a file's name that its temporary file's name, whose length is limited, repeats
 
 
@@ -151,6 +153,29 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
                 old.rename(folder)
             raise
         _sync(folder.parent)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A temporary folder, which is removed after the block; see :func:`full_disk_named`."""
+    with tempfile.TemporaryDirectory() as name, full_disk_named(Path(name)):
+        yield Path(name)
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """In this block, which writes to the temporary ``folder``, the error of a full disk names where that is.
+
+    Libraries in C++ raise errors of any kind that do not say why they could not write.
+    """
+    try:
+        yield
+    except Exception as error:
+        if full := full_disk(error):
+            full.filename = full.filename or str(folder.parent)
+        elif shutil.disk_usage(folder).free < _LITTLE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent)) from error
+        raise
 
 
 def full_disk(error: BaseException | None) -> OSError | None:

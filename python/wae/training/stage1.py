@@ -41,19 +41,28 @@ class Quality(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """A plan, and the length of its epochs."""
+    """A plan, and its number of steps."""
 
     plan: Plan
     steps: int
-    """Steps per epoch."""
+    """Steps of the optimizer, which the epochs share evenly."""
+
+    @property
+    def longest(self) -> int:
+        """The steps of the longest epoch, which may have one more than others."""
+        return -(-self.steps // self.plan.stages[0].epochs)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """See :func:`wae.training.trainer.train`: plan and data do not tell the steps of unequal epochs."""
+        return {"--steps": str(self.steps)} if self.steps % self.plan.stages[0].epochs else {}
 
 
 def schedule(steps: int | None = None, **changed: Any) -> Schedule:
     """The plan ``autoencoder`` for ``steps`` steps of the optimizer, in epochs of at most :data:`STEPS`.
 
     Args:
-        steps: at least 1; None for the number in the plan. It is rounded up, by less than one step per epoch,
-            so that all epochs have the same length.
+        steps: at least 1; None for the number in the plan.
         changed: entries to replace: ``batch`` or ``seed`` of the plan, ``learning_rate`` or ``energy_weight``
             of its stage.
 
@@ -65,7 +74,7 @@ def schedule(steps: int | None = None, **changed: Any) -> Schedule:
     epochs = -(-steps // STEPS)
     of_stage = {name: changed.pop(name) for name in ("learning_rate", "energy_weight") if name in changed}
     stage = replace(stage, epochs=epochs, warmup=_WARMUP * epochs, **of_stage)
-    return Schedule(replace(plan, stages=(stage,), **changed), -(-steps // epochs))
+    return Schedule(replace(plan, stages=(stage,), **changed), steps)
 
 
 def initial_model(photos: Sequence[Tensor], seed: int) -> AutoEncoder:
@@ -108,21 +117,36 @@ def train(
         CheckpointError: ``path`` was made by another plan, on other photos, or by an older version.
         TrainingError: the loss is no longer finite.
     """
-    plan, steps = schedule
-    crops = Crops(photos, crop, steps * plan.batch, plan.seed)
+    plan = schedule.plan
+    crops = Crops(photos, crop, schedule.longest * plan.batch, plan.seed)
     model = initial_model(photos, plan.seed)
     resume = resume and path is not None and path.exists()
-    if resume and path is not None and _is_finished(path, plan, crops):
+    if resume and path is not None and _is_finished(path, schedule, crops):
         weights_file.load(path, model)
         return model
-    trainer.train(model, plan, crops, None, state=path, resume=resume, observer=observer)
+    trainer.train(
+        model,
+        plan,
+        crops,
+        None,
+        state=path,
+        resume=resume,
+        sources=schedule.sources,
+        observer=observer,
+        steps=schedule.steps,
+    )
     if path is not None:
-        made = {"plan": plan.as_dict(), "data": fingerprint(crops), "photos": list(names)}
+        made = {
+            "plan": plan.as_dict(),
+            "data": fingerprint(crops),
+            "sources": schedule.sources,
+            "photos": list(names),
+        }
         weights_file.save(path, model, made, force=True)
     return model.to(memory_format=torch.contiguous_format)
 
 
-def _is_finished(path: Path, plan: Plan, crops: Crops) -> bool:
+def _is_finished(path: Path, schedule: Schedule, crops: Crops) -> bool:
     """Whether the file holds the result of this training. Raises CheckpointError if it is that of another."""
     made = weights_file.read_recipe(path)
     if "stage" in made:
@@ -131,7 +155,7 @@ def _is_finished(path: Path, plan: Plan, crops: Crops) -> bool:
         raise weights_file.CheckpointError(
             f"{path}: holds weights, or a checkpoint of an older version; training cannot resume from it"
         )
-    check_same(path, made, plan, fingerprint(crops))
+    check_same(path, made, schedule.plan, fingerprint(crops), schedule.sources)
     return True
 
 

@@ -63,9 +63,7 @@ def checked(
     number, epoch = state.stage, state.epoch
     if type(number) is not int or not 0 <= number <= len(plan.stages):
         raise ValueError("stage")
-    if state.data and (different := ", ".join(changed(state.sources, sources))):
-        raise CheckpointError(f"{path}: was begun with another {different}")
-    check_same(path, made, plan, data)
+    check_same(path, made, plan, data, sources)
     if type(epoch) is not int or not 0 <= epoch < (
         plan.stages[number].epochs if number < len(plan.stages) else 1
     ):
@@ -73,19 +71,25 @@ def checked(
     return state
 
 
-def check_same(path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[str, Any]) -> None:
-    """Check that the file at ``path`` was made by ``plan`` on the same data.
+def check_same(
+    path: Path, made: Mapping[str, Any], plan: Plan, data: Mapping[str, Any], sources: Mapping[str, str]
+) -> None:
+    """Check that the file at ``path`` was made by ``plan`` on the same data from the same ``sources``.
 
     Args:
         path: the file, for messages.
-        made: the file's recipe, with its ``plan`` and possibly the fingerprint of its ``data``.
+        made: the file's recipe, with its ``plan``, and possibly the fingerprint of its ``data`` and its
+            ``sources``.
         plan: the plan to compare with.
         data: the fingerprint to compare with: see :func:`wae.data.loading.fingerprint`.
+        sources: see :func:`wae.training.trainer.train`.
 
     Raises:
         OtherPlanError: the plan differs.
-        CheckpointError: the data differ.
+        CheckpointError: the data or the sources differ.
     """
+    if made.get("data") and (different := ", ".join(changed(made.get("sources", {}), sources))):
+        raise CheckpointError(f"{path}: was begun with another {different}")
     if different := differences(made["plan"], plan):
         raise OtherPlanError(f"{path}: was made by a plan with another {different}")
     if made.get("data") and (different := ", ".join(changed(made["data"], data))):

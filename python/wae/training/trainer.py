@@ -94,6 +94,7 @@ def train(
     observer: Observer | None = None,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    steps: int | None = None,
 ) -> list[Epoch]:
     """Train ``model`` by ``plan``, in place; with all processes if torch.distributed is set up.
 
@@ -112,6 +113,7 @@ def train(
         observer: receives the reports of the loop.
         workers: processes that load data, per training process.
         device: where to train.
+        steps: of each stage, shared evenly by its epochs; None for all full batches in each epoch.
 
     Returns:
         The record of every epoch, including those before a ``resume``.
@@ -125,7 +127,7 @@ def train(
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
     observer = observer or Observer()
-    run = _Run(model, plan, training, test, state, sources or {}, teacher, observer, workers, device)
+    run = _Run(model, plan, training, test, state, sources or {}, teacher, observer, workers, device, steps)
     with nullcontext() if teacher is None else evaluating(teacher):
         return run.all_stages(resume)
 
@@ -145,6 +147,7 @@ class _Run:
         observer: Observer,
         workers: int,
         device: torch.device | str,
+        steps: int | None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
@@ -154,7 +157,7 @@ class _Run:
         self.rank, self.world = rank_and_world()
         self.observer = observer if self.rank == 0 else Observer()
         self.synchronizes = self.world > 1 and self.device.type == "cuda"
-        self.workers = workers
+        self.workers, self.steps = workers, steps
         check_batch(plan, len(training))
         if plan.remeasure_norms and not hasattr(training, "plain"):
             raise ValueError(
@@ -258,6 +261,7 @@ class _Run:
         loader = batches(
             self.training, plan.batch, epoch + 10_007 * number, plan.seed, True,
             self.rank, self.world, self.workers, drop_last=True, device=self.device,
+            most=self._most(stage, epoch),
         )  # fmt: skip
         steps = len(loader)
         self.observer.start(plan, number, epoch, steps)
@@ -294,6 +298,12 @@ class _Run:
         self.scaler.step(optimizer)
         self.scaler.update()
         return losses
+
+    def _most(self, stage: Stage, epoch: int) -> int | None:
+        """The steps of this epoch if the number of steps is given: epochs differ by one step at most."""
+        if self.steps is None:
+            return None
+        return self.steps * (epoch + 1) // stage.epochs - self.steps * epoch // stage.epochs
 
     def _gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the gradients of a batch, and return this process's share of the losses.

@@ -507,6 +507,11 @@ def test_demo_never_replaces_an_input(photo_file, weights, capsys):
     assert photo_file.read_bytes() == before
 
 
+def test_demo_into_a_file_is_one_line(photo_file, weights, capsys):
+    assert run("demo", photo_file, "-o", weights, "--weights", weights, "--no-timing") == 1
+    assert capsys.readouterr().err == f"wae: {weights}: Not a directory\n"
+
+
 def test_demo_recognises_its_inputs_by_any_path(tmp_path, photo_file):
     (tmp_path / "link").symlink_to(photo_file.parent)
     with pytest.raises(FileExistsError, match="is one of the inputs"):
@@ -645,8 +650,12 @@ def is_trained(path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "status", "message"),
-    [(signal.SIGINT, 130, "wae: interrupted"), (signal.SIGTERM, 143, "wae: terminated")],
-    ids=["SIGINT", "SIGTERM"],
+    [
+        (signal.SIGINT, 130, "wae: interrupted"),
+        (signal.SIGTERM, 143, "wae: terminated"),
+        (signal.SIGHUP, 129, "wae: terminated"),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_a_signal_ends_a_training_cleanly(tmp_path, sent, status, message):
     command = ["wae.cli", "train-autoencoder", "-o", str(tmp_path / "w"), "--crop", "8", "--batch", "1"]
@@ -656,8 +665,8 @@ def test_a_signal_ends_a_training_cleanly(tmp_path, sent, status, message):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "COLUMNS": "80"},
-        # a shell starts background jobs with SIGINT ignored, and their children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # a shell starts background jobs with SIGINT ignored, nohup with SIGHUP; children inherit that
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60

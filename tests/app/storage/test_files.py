@@ -5,10 +5,12 @@ import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -363,6 +365,23 @@ def test_errors_name_the_target_and_not_the_temporary_file(tmp_path, monkeypatch
         written(tmp_path / "file")
     assert error.value.filename == str(tmp_path / "file")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("iostream error")])
+def test_the_error_of_a_full_temporary_folder_names_its_place(tmp_path, monkeypatch, error):
+    """Whatever a library raises when it cannot write."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=0))
+    with pytest.raises(OSError, match=r"full|No space left") as raised, files.temporary_folder():
+        raise error
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_in_a_temporary_folder_stay_as_they_are():
+    with pytest.raises(RuntimeError, match=r"^wrong$"), files.temporary_folder():
+        raise RuntimeError("wrong")
 
 
 def test_the_file_is_synced_before_the_rename_and_the_folder_after_it(tmp_path, monkeypatch):

@@ -38,12 +38,14 @@ def states_equal(one, other):
 
 
 @pytest.mark.parametrize(
-    ("steps", "epochs", "each"),
+    ("steps", "epochs", "longest"),
     [(None, 80, 500), (40_000, 80, 500), (1, 1, 1), (500, 1, 500), (501, 2, 251), (1234, 3, 412)],
 )
-def test_steps_become_epochs(steps, epochs, each):
-    plan, of_each = schedule(steps, batch=3, energy_weight=0.5)
-    assert (plan.stages[0].epochs, of_each, plan.batch) == (epochs, each, 3)
+def test_steps_become_epochs(steps, epochs, longest):
+    found = schedule(steps, batch=3, energy_weight=0.5)
+    plan = found.plan
+    assert (plan.stages[0].epochs, found.longest, plan.batch) == (epochs, longest, 3)
+    assert found.steps == (steps or 40_000)
     assert (plan.stages[0].energy_weight, plan.stages[0].warmup) == (0.5, pytest.approx(epochs / 100))
 
 
@@ -93,6 +95,15 @@ class StopAt(Observer):
             raise Interrupted
 
 
+class Count(Observer):
+    """Counts steps."""
+
+    steps = 0
+
+    def step(self, number, losses):
+        self.steps += 1
+
+
 def test_resume_after_interruption_gives_the_same_weights(photos, tmp_path, short_epochs):
     path, options = tmp_path / "weights", {"crop": 16, "names": ["coffee"]}
     uninterrupted = stage1.train(photos, short_epochs, **options)
@@ -113,6 +124,22 @@ def test_resume_after_interruption_gives_the_same_weights(photos, tmp_path, shor
     steps = StopAt()  # none is left
     again = stage1.train(photos, short_epochs, path=path, resume=True, observer=steps, **options)
     assert (steps.taken, states_equal(again, uninterrupted)) == ([], True)
+
+
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_a_number_of_steps_that_epochs_cannot_share_equally(photos, tmp_path, monkeypatch, steps):
+    """Exactly these are taken, and a training of one step more, whose epochs are as long, is another one."""
+    monkeypatch.setattr(stage1, "STEPS", 2)
+    path = tmp_path / "weights"
+    for last in (1, None):  # a checkpoint, and finished weights
+        with pytest.raises(Interrupted) if last else nullcontext():
+            stage1.train(photos, schedule(steps, batch=2), 16, path=path, resume=True, observer=StopAt(last))
+        with pytest.raises(weights_file.CheckpointError, match=f"another --steps .*{steps}"):
+            stage1.train(photos, schedule(steps + 1, batch=2), 16, path=path, resume=True)
+    assert weights_file.read_recipe(path)["sources"] == {"--steps": str(steps)}
+    taken = Count()
+    stage1.train(photos, schedule(steps, batch=2), 16, observer=taken)
+    assert taken.steps == steps
 
 
 def test_resume_without_a_checkpoint_starts_a_training(photos, tmp_path):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.inference.programs import any_batch, exported, several
+from wae.storage.files import full_disk_named
 
 from .engine import Prepared, Run
 from .int8 import ByteInput, Movement
@@ -120,7 +121,8 @@ def kept_folder() -> Iterator[Path]:
     """A temporary folder for an :class:`InFile`; it is removed here only if the block raises."""
     folder = Path(tempfile.mkdtemp())
     try:
-        yield folder
+        with full_disk_named(folder):
+            yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

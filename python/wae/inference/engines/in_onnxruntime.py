@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from wae.inference import precision
 from wae.progress import track
+from wae.storage.files import temporary_folder
 
 from .engine import Engine, Prepared, Run, Samples
 from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, to_onnx
@@ -92,8 +92,8 @@ def quantize(
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     names = [node.name for node in onnx.load(path).graph.input]
-    with tempfile.TemporaryDirectory() as folder, errors_only():
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "quantized.onnx"
+    with temporary_folder() as folder, errors_only():
+        prepared, quantized = folder / "prepared.onnx", folder / "quantized.onnx"
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
