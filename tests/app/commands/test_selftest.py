@@ -75,6 +75,23 @@ def test_a_wrong_small_output_is_named(op, output, factor, monkeypatch, capsys):
     assert all(line.endswith(f" in output {output}") for line in failed)
 
 
+def test_an_op_that_raises_is_named_and_the_others_are_tested(monkeypatch, capsys):
+    """As Triton does on a machine without a C compiler."""
+    call = selftest._call
+
+    def failing_call(op, arguments):
+        if op == "decode":
+            raise RuntimeError("Failed to find C compiler.\nAt: ...")
+        return call(op, arguments)
+
+    monkeypatch.setattr(selftest, "_call", failing_call)
+    assert main(["selftest", "--only", "5"]) == 1
+    failed = capsys.readouterr().err.splitlines()[:-1]
+    assert failed
+    assert all(line.startswith("wae: decode in ") for line in failed)
+    assert all(line.endswith("): Failed to find C compiler.") for line in failed)
+
+
 def test_float32_is_not_tested_in_tf32(monkeypatch):
     """torch allows tf32 on a GPU by default, which misses the limit of float32."""
     call, found = selftest._call, set()
