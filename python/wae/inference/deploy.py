@@ -154,6 +154,9 @@ def deploy(
         )
     device = first_parameter(model).device
     wanted = _precisions(precision, own, device, calibration is not None)
+    engines = list(ENGINES.values()) if engine == "auto" else [ENGINES[engine]]
+    if engine == "auto" and all(one.why_not(device, name) for one in engines for name in wanted):
+        raise EngineError(f"no engine that is installed computes in {' or '.join(wanted)} on {device.type}")
     _say_what_is_emulated(wanted, device, engine, logging.INFO if precision == "auto" else logging.WARNING)
     with undisturbed(device):
         widest = max((DTYPES[name] for name in wanted if name in DTYPES), key=_bits, default=own)
@@ -162,7 +165,6 @@ def deploy(
         task = _task(model, size, batch, calibration, calibration_images, input, max_drop, memory_format)
         if "auto" not in (engine, precision):
             return _deploy_in(task, ENGINES[engine], wanted[0])
-        engines = list(ENGINES.values()) if engine == "auto" else [ENGINES[engine]]
         candidates = [
             deployed
             for one in engines

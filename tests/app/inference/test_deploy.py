@@ -143,6 +143,13 @@ def test_auto_fails_if_no_engine_works(model, monkeypatch):
         deploy(model, SIZE)
 
 
+def test_auto_fails_before_anything_runs_if_no_engine_has_the_precision(model, monkeypatch):
+    scripted(monkeypatch, good=lambda m: m)
+    monkeypatch.setattr(model, "forward", pytest.fail)
+    with pytest.raises(EngineError, match="no engine that is installed computes in int8 on cpu"):
+        deploy(model, SIZE, precision="int8", calibration=photos(1))
+
+
 @pytest.mark.parametrize(
     ("precision", "by"),
     [("float64", 1e-8), ("float32", 1e-3), ("float16", 3e-2), ("bfloat16", 0.15), ("float32", float("nan"))],

@@ -30,7 +30,7 @@ class InPyTorch(Prepared):
         compile: takes the module, inputs, and whether the runner must take any number of images; returns a
             runner.
         packs: whether the runner holds its own copy of the weights. If so, the module's own are moved into a
-            mapped file.
+            mapped file, unless they are on a GPU, where they are not copied.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class InPyTorch(Prepared):
         """See :class:`Prepared`."""
         inputs = [torch.zeros_like(x) for x in self._inputs]  # only their shapes and dtypes matter
         run = self._compile(self._module, inputs, batch is None)
-        if self._packs:
+        if self._packs and not inputs[0].is_cuda:
             run(*inputs)
             _leave_in_file(self._module)
         return run

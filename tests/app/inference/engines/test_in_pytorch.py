@@ -159,6 +159,14 @@ class OnGpu(torch.Tensor):
     is_cuda = True
 
 
+def test_weights_stay_on_a_gpu():
+    """There compiled code uses the module's own."""
+    module = nn.Linear(2, 2).eval()
+    before = module.weight.data_ptr()
+    InPyTorch(module, [torch.ones(1, 2).as_subclass(OnGpu)], lambda m, *_: m, packs=True).for_batch(1)
+    assert module.weight.data_ptr() == before
+
+
 def test_compiled_code_on_a_gpu_is_one_graph_for_all_threads(monkeypatch):
     """Those of torch.compile belong to a thread: another one captures again, or fails in old versions."""
     streams, options = Streams(monkeypatch, {}), []
