@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_classifier import tiny
 
-from wae.data.input import evaluation_resize
-from wae.experiments.answers import sides
+from wae.data.input import MAX_SIZE, evaluation_resize
+from wae.experiments.answers import candidates
 from wae.models import registry
 from wae.models.accelerated import Form, accelerated
 from wae.models.around import wae_around
@@ -154,7 +154,7 @@ def test_a_label_may_be_any_folder_name(tmp_path, label):
     assert describe(tmp_path / "c").labels == ("a", label, "c")
 
 
-@pytest.mark.parametrize("size", [900, 1024, checkpoint.MAX_SIZE])
+@pytest.mark.parametrize("size", [900, 1024, MAX_SIZE])
 def test_an_input_may_be_as_large_as_in_training(tmp_path, size):
     made = Input(size, evaluation_resize(size))
     save_classifier(tmp_path / "c", tiny(), "tiny", input=made)
@@ -362,7 +362,7 @@ def test_other_file_types_are_refused(tmp_path, content, message):
             read(tmp_path / "c")
 
 
-@pytest.mark.parametrize("use", [describe_classifier, sides, lambda path: open_original(str(path), None, 3)])
+@pytest.mark.parametrize("use", [describe_classifier, candidates, lambda path: open_original(str(path), None, 3)])
 def test_functions_for_classifiers_refuse_segmentation_networks(tmp_path, use):
     """They could be loaded, and their scores mistaken for those of an image."""
     path = tmp_path / "enet.safetensors"
