@@ -211,7 +211,7 @@ def processes(text: str) -> int:
 
 def size(text: str) -> int:
     """An argparse type: the side of a network's images in pixels."""
-    from wae.storage.checkpoint import MAX_SIZE
+    from wae.data.input import MAX_SIZE
 
     return _number(int, text, 1, MAX_SIZE, f"a whole number from 1 to {MAX_SIZE}")
 

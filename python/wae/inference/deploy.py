@@ -135,24 +135,11 @@ def deploy(
     """
     model = unwrapped(model)
     check_arguments(model, size, batch)
-    check_number("seconds", seconds)
-    if max_drop is not None:
-        check_number("max_drop", max_drop)
-    if engine != "auto" and engine not in ENGINES:
-        raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
-    if memory_format not in (torch.channels_last, torch.contiguous_format):
-        formats = "torch.channels_last or torch.contiguous_format"
-        raise ValueError(f"memory_format must be {formats}, got {memory_format}")
+    _check_options(engine, memory_format, seconds, max_drop)
     if dtype is not None:
         precision = _from_dtype(dtype, precision)
-    own = first_parameter(model).dtype
-    if precision not in (None, "auto", *NAMES):
-        raise ValueError(f"precision must be one of auto, {', '.join(NAMES)}, got {precision!r}")
-    if precision == "int8" and calibration is None:
-        raise CalibrationError(
-            "calibration: int8 takes its scales from images: give a tensor, a loader or a folder of images"
-        )
-    device = first_parameter(model).device
+    _check_precision(precision, calibration)
+    own, device = first_parameter(model).dtype, first_parameter(model).device
     wanted = _precisions(precision, own, device, calibration is not None)
     engines = list(ENGINES.values()) if engine == "auto" else [ENGINES[engine]]
     if engine == "auto" and all(one.why_not(device, name) for one in engines for name in wanted):
@@ -174,6 +161,28 @@ def deploy(
         if not candidates:
             raise EngineError("no engine runs the model: wae.deploy logs the reasons at the level INFO")
         return _fastest(candidates, task.images, seconds)
+
+
+def _check_options(engine: Any, memory_format: Any, seconds: Any, max_drop: Any) -> None:
+    """Raise ValueError unless these arguments of :func:`deploy` are usable."""
+    check_number("seconds", seconds)
+    if max_drop is not None:
+        check_number("max_drop", max_drop)
+    if engine != "auto" and engine not in ENGINES:
+        raise ValueError(f"engine must be one of auto, {', '.join(ENGINES)}, got {engine!r}")
+    if memory_format not in (torch.channels_last, torch.contiguous_format):
+        formats = "torch.channels_last or torch.contiguous_format"
+        raise ValueError(f"memory_format must be {formats}, got {memory_format}")
+
+
+def _check_precision(precision: Any, calibration: Source | None) -> None:
+    """Raise ValueError if there is no such precision, CalibrationError if int8 has no images."""
+    if precision not in (None, "auto", *NAMES):
+        raise ValueError(f"precision must be one of auto, {', '.join(NAMES)}, got {precision!r}")
+    if precision == "int8" and calibration is None:
+        raise CalibrationError(
+            "calibration: int8 takes its scales from images: give a tensor, a loader or a folder of images"
+        )
 
 
 def _from_dtype(dtype: torch.dtype, precision: str | None) -> str:

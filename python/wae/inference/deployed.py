@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 from .agreement import require_equal
 from .arguments import example_images
 from .engines import Engine, Prepared, Run
-from .front import End, Front, finite_by_numpy, without_numbers_of_nan
+from .front import End, Front
+from .not_finite import finite_by_numpy, nan_where_not_finite
 from .precision import DTYPES
 from .saving import save
 from .undisturbed import undisturbed
@@ -102,7 +103,7 @@ class Deployed:
             if not images.is_floating_point():
                 return scores
             numbers = inputs if inputs[0].is_floating_point() else [images]
-            return without_numbers_of_nan(scores, numbers, finite_by_numpy if self._engine.foreign else None)
+            return nan_where_not_finite(scores, numbers, finite_by_numpy if self._engine.foreign else None)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

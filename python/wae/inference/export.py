@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,9 @@ from wae.models.plain import unwrapped
 from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
-from wae.storage.files import full_disk, refuse_existing, temporary_folder, written
+from wae.storage.files import refuse_existing, temporary_folder, written
 
-from . import aoti, phones
+from . import aoti, executorch
 from .agreement import (
     agreement,
     check_parts,
@@ -47,10 +46,10 @@ from .agreement import (
 )
 from .arguments import check_arguments, check_number, example_images
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
-from .engines import ENGINES, EngineError, Run, in_onnxruntime, onnx_session, to_onnx
+from .engines import ENGINES, EngineError, Run, as_engine_error, in_onnxruntime, onnx_session, to_onnx
 from .engines.int8 import Movement
 from .folding import fold
-from .front import without_numbers_of_nan
+from .not_finite import nan_where_not_finite
 from .programs import any_batch, as_bytes, exported
 from .undisturbed import undisturbed
 
@@ -122,15 +121,7 @@ def export(
     check_arguments(model, size, 1 if batch is None else batch)
     if max_drop is not None:
         check_number("max_drop", max_drop)
-    if file_format not in FORMATS:
-        raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
-    dtype = next(model.parameters()).dtype
-    if image_dtype not in (torch.uint8, dtype):
-        raise ValueError(f"image_dtype must be torch.uint8 or {dtype}, got {image_dtype}")
-    if precision not in (None, "int8"):
-        raise ValueError(f"precision must be None or int8, got {precision!r}")
-    if precision == "int8" and file_format != "onnx":
-        raise ValueError(f"precision: int8 needs the format onnx, got {file_format}")
+    _check_format(file_format, image_dtype, next(model.parameters()).dtype, precision)
     if precision == "int8" and calibration is None:
         raise CalibrationError("calibration: int8 takes its scales from images, got None")
     path = Path(path)
@@ -154,6 +145,18 @@ def export(
     return report
 
 
+def _check_format(file_format: Any, image_dtype: Any, dtype: torch.dtype, precision: Any) -> None:
+    """Raise ValueError unless these arguments of :func:`export` fit each other and the model's ``dtype``."""
+    if file_format not in FORMATS:
+        raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    if image_dtype not in (torch.uint8, dtype):
+        raise ValueError(f"image_dtype must be torch.uint8 or {dtype}, got {image_dtype}")
+    if precision not in (None, "int8"):
+        raise ValueError(f"precision must be None or int8, got {precision!r}")
+    if precision == "int8" and file_format != "onnx":
+        raise ValueError(f"precision: int8 needs the format onnx, got {file_format}")
+
+
 def _made(
     model: nn.Module,
     file_format: str,
@@ -170,24 +173,17 @@ def _made(
     given = cases if isinstance(model, WAENetwork) else [x.to(dtype) for x in cases]
     expected = [scores_of(model, x) for x in given]
     check_parts(model, given[0], expected[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters warn about their own internals
-        try:
-            with bar(f"exporting as {file_format}", None):
-                network = _FromImages(fold(model, given[0]), size, dtype).eval()
-                content = form.make(network, cases[0], batch is None, says)
-            if precision == "int8":
-                assert data is not None
-                content, movements = _in_int8(content, data.images, batch or STEP)
-            with bar("comparing it with the model", None):
-                run = form.load(content)
-                scores = [run(x.clone()) for x in cases]  # cloned because a network may change its input
-        except EngineError:
-            raise
-        except Exception as error:  # exporters raise exceptions of any kind
-            if full := full_disk(error):  # not the network's fault
-                raise full from None
-            raise EngineError(f"{file_format} does not take this network: {error}") from error
+    movements: Sequence[Movement] = ()
+    with as_engine_error(f"{file_format} does not take this network"):
+        with bar(f"exporting as {file_format}", None):
+            network = _FromImages(fold(model, given[0]), size, dtype).eval()
+            content = form.make(network, cases[0], batch is None, says)
+        if precision == "int8":
+            assert data is not None
+            content, movements = _in_int8(content, data.images, batch or STEP)
+        with bar("comparing it with the model", None):
+            run = form.load(content)
+            scores = [run(x.clone()) for x in cases]  # cloned because a network may change its input
     if precision == "int8":
         differences = [relative_difference(x, y) for x, y in zip(scores, expected, strict=True)]
     else:
@@ -250,7 +246,7 @@ class _FromImages(nn.Module):
         else:
             inputs = self.encoder(images, self.image_scale, self.image_shift)
         scores: Tensor = self.network(*inputs)
-        return without_numbers_of_nan(scores, inputs) if images.is_floating_point() else scores
+        return nan_where_not_finite(scores, inputs) if images.is_floating_point() else scores
 
 
 def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:
@@ -327,11 +323,11 @@ def _load_onnx(content: bytes) -> Run:
 
 
 def _make_executorch(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:
-    return phones.package(_program(portable(network), images.cpu(), dynamic), says)
+    return executorch.package(_program(portable(network), images.cpu(), dynamic), says)
 
 
 def _load_executorch(content: bytes) -> Run:
-    run = phones.load(content)
+    run = executorch.load(content)
     return lambda images: run(images.cpu()).to(images.device)
 
 

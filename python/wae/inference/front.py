@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -199,34 +198,6 @@ def whole(
         return front, behind
     images = _Untouched(None, front.like, front.image_scale, front.image_shift, dtype, memory_format)
     return images, _Whole(front, behind).eval()
-
-
-def without_numbers_of_nan(
-    scores: Tensor, inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """``scores`` with NaN for every image whose inputs are not finite.
-
-    The ReLU and the pooling of several engines turn NaN into a number, and a broken image would get ordinary
-    scores.
-
-    Args:
-        scores: (N, ...).
-        inputs: floating-point tensors, (N, ...) each.
-        finite: returns which images of one of ``inputs`` are finite, (N,) bool; None for PyTorch's operators.
-    """
-    found = [finite(x) if finite else x.flatten(1).isfinite().all(1) for x in inputs]
-    are_finite = torch.stack(found).all(0)
-    return torch.where(are_finite.view(-1, *[1] * (scores.dim() - 1)), scores, torch.nan)
-
-
-def finite_by_numpy(x: Tensor) -> Tensor:
-    """Which images of ``x``, (N, 3, H, W) on the CPU, are finite, (N,) bool.
-
-    NumPy runs on the calling thread only. PyTorch's other threads would spin afterwards, on cores that an
-    engine needs for the next call.
-    """
-    numbers = x.float() if x.dtype == torch.bfloat16 else x  # NumPy has no bfloat16
-    return torch.from_numpy(np.isfinite(numbers.detach().numpy()).all((1, 2, 3)))
 
 
 def in_front(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from wae.data.images import MAX_PIXELS, ImageError
 from wae.data.images import is_image as is_image
 from wae.data.input import Input
+from wae.data.input import prepare as prepare
 from wae.data.walk import Found
 from wae.data.walk import find as find
 from wae.wording import first_line, printable
@@ -35,7 +36,6 @@ from wae.wording import first_line, printable
 from .batches import filled
 from .maps import Maps
 from .reading import ahead, load
-from .reading import prepare as prepare
 
 BATCH = 32
 """The default number of images in a call of the network."""

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from wae.cores import usable_cores
 from wae.data.images import LONGEST, MAX_PIXELS, ImageError, decode_image, read_image
-from wae.data.input import Input
-from wae.data.input import prepare as prepare
+from wae.data.input import Input, prepare
 from wae.data.walk import Found
 
 WORKERS = min(8, usable_cores())

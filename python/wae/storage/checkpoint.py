@@ -20,10 +20,8 @@ from typing import Any
 
 from torch import nn
 
-from wae.data.input import IMAGENET as IMAGENET
-from wae.data.input import MAX_SIZE as MAX_SIZE
+from wae.data.input import IMAGENET, Transforms
 from wae.data.input import Input as Input
-from wae.data.input import Transforms
 from wae.models.accelerated import Form, accelerated
 from wae.models.meta import empty_copy, without_memory
 from wae.models.network import WAENetwork

@@ -17,7 +17,7 @@ from small_networks import SIZE, photos
 from torch import nn
 
 from wae import cli
-from wae.inference import export, phones
+from wae.inference import executorch, export
 from wae.inference.agreement import DisagreementError
 from wae.inference.engines import EngineError, to_onnx
 from wae.models.vgg16 import wae_vgg16
@@ -101,7 +101,7 @@ def foreign_paths(content):
 @pytest.mark.parametrize("file_format", FORMATS)
 @pytest.mark.slow
 def test_a_file_runs_in_a_new_process(file_format, model, tmp_path):
-    if file_format == "executorch" and (reason := phones.why_not()):
+    if file_format == "executorch" and (reason := executorch.why_not()):
         pytest.skip(reason)
     form = export.FORMATS[file_format]
     path, batch = tmp_path / f"new/model{form.suffix}", 2 if form.fixed else None
@@ -164,20 +164,20 @@ def test_an_onnx_file_has_only_standard_operators(model, tmp_path):
 
 @pytest.mark.slow
 def test_executorch_files_are_for_one_image_by_default(stock, tmp_path):
-    if reason := phones.why_not():
+    if reason := executorch.why_not():
         pytest.skip(reason)
     path = tmp_path / "model.pte"
     export.export(stock, path, "executorch", SIZE, image_dtype=torch.float32)
     run_in_a_new_process("executorch", path, stock, [photos(1).float()])
     with pytest.raises(RuntimeError):
-        phones.load(path.read_bytes())(photos(2).float())
+        executorch.load(path.read_bytes())(photos(2).float())
 
 
 # ------------------------------------------------------------------------------------------ what is refused
 
 
 def test_a_missing_executorch_says_what_to_install(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(phones.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(executorch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match="pip install executorch"):
         export.export(model, tmp_path / "model.pte", "executorch", SIZE)
     assert not os.listdir(tmp_path)

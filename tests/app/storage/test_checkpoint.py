@@ -362,7 +362,9 @@ def test_other_file_types_are_refused(tmp_path, content, message):
             read(tmp_path / "c")
 
 
-@pytest.mark.parametrize("use", [describe_classifier, candidates, lambda path: open_original(str(path), None, 3)])
+@pytest.mark.parametrize(
+    "use", [describe_classifier, candidates, lambda path: open_original(str(path), None, 3)]
+)
 def test_functions_for_classifiers_refuse_segmentation_networks(tmp_path, use):
     """They could be loaded, and their scores mistaken for those of an image."""
     path = tmp_path / "enet.safetensors"

@@ -9,13 +9,22 @@ An engine computes on the device of its inputs, with the number of threads that 
 The next run may overwrite what a run returned, and two runs of one engine must not overlap.
 """
 
-from .engine import Engine, EngineError, Prepared, Run
+from .engine import Engine, EngineError, Prepared, Run, as_engine_error
 from .in_file import to_onnx
 from .in_onnxruntime import ONNXRUNTIME, onnx_session
 from .in_openvino import OPENVINO
 from .in_pytorch import COMPILE, CUDAGRAPHS, EAGER, TENSORRT, WINOGRAD
 
-__all__ = ["ENGINES", "Engine", "EngineError", "Prepared", "Run", "onnx_session", "to_onnx"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineError",
+    "Prepared",
+    "Run",
+    "as_engine_error",
+    "onnx_session",
+    "to_onnx",
+]
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine for engine in (EAGER, COMPILE, WINOGRAD, ONNXRUNTIME, OPENVINO, CUDAGRAPHS, TENSORRT)

@@ -168,14 +168,24 @@ class Engine:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn every exception in the block into an EngineError, except the OSError of a full disk."""
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the engines warn about their own internals
-                yield
-        except EngineError:
-            raise
-        except Exception as error:  # engines raise exceptions of any kind
-            if full := full_disk(error):  # not the network's fault
-                raise full from None
-            raise EngineError(f"{self.name} does not run this network: {error}") from error
+        """Run the block without gradients; see :func:`as_engine_error` for its exceptions."""
+        with torch.no_grad(), as_engine_error(f"{self.name} does not run this network"):
+            yield
+
+
+@contextmanager
+def as_engine_error(what: str) -> Iterator[None]:
+    """Turn every exception in the block into an EngineError that begins with ``what``, and hide warnings.
+
+    An EngineError stays as it is, and so does the OSError of a full disk, which is not the network's fault.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # engines and exporters warn about their own internals
+            yield
+    except EngineError:
+        raise
+    except Exception as error:  # engines and exporters raise exceptions of any kind
+        if full := full_disk(error):
+            raise full from None
+        raise EngineError(f"{what}: {error}") from error

@@ -1,0 +1,37 @@
+"""Scores of images that are not finite: NaN in every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def nan_where_not_finite(
+    scores: Tensor, inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """``scores`` with NaN for every image whose inputs are not finite.
+
+    The ReLU and the pooling of several engines turn NaN into a number, and a broken image would get ordinary
+    scores.
+
+    Args:
+        scores: (N, ...).
+        inputs: floating-point tensors, (N, ...) each.
+        finite: returns which images of one of ``inputs`` are finite, (N,) bool; None for PyTorch's operators.
+    """
+    found = [finite(x) if finite else x.flatten(1).isfinite().all(1) for x in inputs]
+    are_finite = torch.stack(found).all(0)
+    return torch.where(are_finite.view(-1, *[1] * (scores.dim() - 1)), scores, torch.nan)
+
+
+def finite_by_numpy(x: Tensor) -> Tensor:
+    """Which images of ``x``, (N, 3, H, W) on the CPU, are finite, (N,) bool.
+
+    NumPy runs on the calling thread only. PyTorch's other threads would spin afterwards, on cores that an
+    engine needs for the next call.
+    """
+    numbers = x.float() if x.dtype == torch.bfloat16 else x  # NumPy has no bfloat16
+    return torch.from_numpy(np.isfinite(numbers.detach().numpy()).all((1, 2, 3)))
