@@ -21,37 +21,14 @@ from .checks import half_of
 from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
 
 _Shape = Sequence[int]
+_ops: Any = torch.ops.wae
+
+# A formula takes the op's arguments, with shapes in place of tensors, and the shapes of the results by name.
 
 
-def _trunk(weights: Sequence[_Shape], batch: int, size: Sequence[int]) -> int:
+def _layers(weights: Sequence[_Shape], batch: int, size: Sequence[int]) -> int:
+    """Layers with these weights whose results (if they are transposed: whose inputs) have this size."""
     return 2 * batch * prod(size) * sum(map(prod, weights))
-
-
-@one_by_one
-def _encode(image: _Shape, parameters: EncoderParameters, *_others: object) -> int:
-    p: Any = parameters  # shapes in place of the op's tensors
-    batch, _, height, width = image
-    half = half_of(height), half_of(width)
-    full = _trunk((p.conv1_weight, p.conv2_weight, p.conv3_weight), batch, (height, width))
-    return full + _trunk((p.low_weight, p.high_weight), batch, half)
-
-
-@one_by_one
-def _decode(low: _Shape, high: _Shape, parameters: DecoderParameters, output_size: Sequence[int]) -> int:
-    return _decoded(low, parameters, output_size)
-
-
-@one_by_one
-def _decode_scores(
-    low: _Shape, high: _Shape, parameters: ScoreDecoderParameters, output_size: Sequence[int]
-) -> int:
-    return _decoded(low, parameters, output_size)
-
-
-def _decoded(low: _Shape, p: Any, output_size: Sequence[int]) -> int:
-    batch, _, *half = low
-    full = _trunk((*p.trunk[::2], p.last[0]), batch, output_size)
-    return full + _trunk((p.low_weight, p.high_weight), batch, half)
 
 
 def _passes(need_input: bool, need_parameters: bool) -> int:
@@ -59,46 +36,57 @@ def _passes(need_input: bool, need_parameters: bool) -> int:
     return int(need_input or need_parameters) + int(need_parameters)
 
 
-def _register() -> None:
-    ops: Any = torch.ops.wae
-
-    @register_flop_formula(ops.encode)
-    def encode(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        return int(_encode(*shapes))
-
-    @register_flop_formula(ops.encode_int8)
-    def encode_int8(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        return int(_encode(*shapes))
-
-    @register_flop_formula(ops.decode)
-    def decode(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        return int(_decode(*shapes))
-
-    @register_flop_formula(ops.decode_scores)
-    def decode_scores(*shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        return int(_decode_scores(*shapes))
-
-    @register_flop_formula(ops.encode_backward)
-    def encode_backward(low: _Shape, high: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        *inputs, need_image, need_parameters, need_scale = shapes
-        return _passes(need_image or need_scale, need_parameters) * int(_encode(*inputs))
-
-    @register_flop_formula(ops.decode_backward)
-    def decode_backward(image: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        *inputs, need_input, need_parameters = shapes
-        return _passes(need_input, need_parameters) * int(_decode(*inputs, image[2:]))
-
-    @register_flop_formula(ops.decode_scores_backward)
-    def decode_scores_backward(scores: _Shape, *shapes: Any, out_shape: Any = None, **_: Any) -> int:
-        *inputs, need_input, need_parameters = shapes
-        return _passes(need_input, need_parameters) * int(_decode_scores(*inputs, scores[2:]))
-
-    @register_flop_formula(ops.conv3x3)
-    def conv3x3(
-        image: _Shape, packed: _Shape, bias: Any, out_channels: int, *_: Any, out_shape: Any = None, **__: Any
-    ) -> int:
-        batch, channels, height, width = image
-        return 2 * batch * height * width * 9 * channels * out_channels
+@register_flop_formula([_ops.encode, _ops.encode_int8])
+@one_by_one
+def _encode(image: _Shape, parameters: EncoderParameters, *_others: object, **_: object) -> int:
+    p: Any = parameters
+    batch, _channels, height, width = image
+    half = half_of(height), half_of(width)
+    full = _layers((p.conv1_weight, p.conv2_weight, p.conv3_weight), batch, (height, width))
+    return full + _layers((p.low_weight, p.high_weight), batch, half)
 
 
-_register()
+@register_flop_formula(_ops.encode_backward)
+def _encode_backward(grad_low: _Shape, grad_high: _Shape, *others: Any, **_: object) -> int:
+    *inputs, need_image, need_parameters, need_scale = others
+    return _passes(need_image or need_scale, need_parameters) * int(_encode(*inputs))
+
+
+def _decoded(low: _Shape, parameters: Any, output_size: Sequence[int]) -> int:
+    batch, _channels, *half = low
+    full = _layers((*parameters.trunk[::2], parameters.last[0]), batch, output_size)
+    return full + _layers((parameters.low_weight, parameters.high_weight), batch, half)
+
+
+@register_flop_formula(_ops.decode)
+@one_by_one
+def _decode(
+    low: _Shape, high: _Shape, parameters: DecoderParameters, output_size: Sequence[int], **_: object
+) -> int:
+    return _decoded(low, parameters, output_size)
+
+
+@register_flop_formula(_ops.decode_backward)
+def _decode_backward(grad_image: _Shape, *others: Any, **_: object) -> int:
+    *inputs, need_input, need_parameters = others
+    return _passes(need_input, need_parameters) * int(_decode(*inputs, grad_image[2:]))
+
+
+@register_flop_formula(_ops.decode_scores)
+@one_by_one
+def _decode_scores(
+    low: _Shape, high: _Shape, parameters: ScoreDecoderParameters, output_size: Sequence[int], **_: object
+) -> int:
+    return _decoded(low, parameters, output_size)
+
+
+@register_flop_formula(_ops.decode_scores_backward)
+def _decode_scores_backward(grad_scores: _Shape, *others: Any, **_: object) -> int:
+    *inputs, need_input, need_parameters = others
+    return _passes(need_input, need_parameters) * int(_decode_scores(*inputs, grad_scores[2:]))
+
+
+@register_flop_formula(_ops.conv3x3)
+def _conv3x3(image: _Shape, packed: _Shape, bias: Any, out_channels: int, *_relu: bool, **_: object) -> int:
+    batch, channels, *size = image
+    return _layers([(out_channels, channels, 3, 3)], batch, size)

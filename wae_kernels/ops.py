@@ -25,9 +25,8 @@ def _as_an_op(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def call(*inputs: Any) -> Any:
-        device = (
-            inputs[0].device.type if isinstance(inputs[0], Tensor) else None
-        )  # the reference refuses others
+        # The reference refuses what is no tensor.
+        device = inputs[0].device.type if isinstance(inputs[0], Tensor) else None
         if device in registration.AUTOCAST and torch.is_autocast_enabled(device):
             return function(*(reference.cast(value, torch.float32) for value in inputs))
         return function(*inputs)
@@ -42,7 +41,6 @@ def _runner(op: torch._ops.OpOverload, in_transform: Callable[..., Any]) -> Call
     of the call's time. It is not skipped if a mode or a tensor's ``__torch_function__`` runs inside the call,
     because that code may record gradients.
     """
-
     guard = torch._C._AutoDispatchBelowAutograd
 
     def call(inputs: Sequence[Any]) -> Any:
@@ -71,9 +69,8 @@ def run_decode_scores(inputs: Sequence[Any]) -> Any:
     Only CPUs have a kernel of it. On other devices the reference is called directly, so that torch can fuse
     and differentiate its operators.
     """
-    is_cpu = getattr(
-        inputs[0], "is_cpu", None
-    )  # no bool if torch.fx is tracing; the op refuses what has none
+    # No bool if torch.fx is tracing; None for what is no tensor, which the op refuses.
+    is_cpu = getattr(inputs[0], "is_cpu", None)
     return _scores_by_reference(*inputs) if is_cpu is False else _run_decode_scores(inputs)
 
 
