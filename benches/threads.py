@@ -18,14 +18,16 @@ from typing import Any
 import torch
 
 import wae
+from wae.difference import largest_difference
 from wae.inference.timing import interleaved
 from wae.models.resnet50 import wae_resnet50
 
+from .devices import EXACT
 from .modules import images
 
 
 def sides(engine: str, batch: int, precision: str) -> dict[str, Callable[[], Any]]:
-    """The ways to call the encoder and then the engine, by name."""
+    """The ways to call the encoder and then the engine, by name; all give the same scores."""
     torch.manual_seed(0)
     examples = images(200, 224)
     deployed = wae.deploy(
@@ -52,7 +54,12 @@ def sides(engine: str, batch: int, precision: str) -> dict[str, Callable[[], Any
         "one core": one_core,
         "engine": lambda: inputs,
     }
-    return {name: lambda way=way: deployed._run(*way()) for name, way in ways.items()}
+    calls = {name: lambda way=way: deployed._run(*way()) for name, way in ways.items()}
+    wanted = calls["engine"]().clone()
+    for name, call in calls.items():
+        if not (error := largest_difference(call(), wanted)) <= EXACT.network:
+            raise SystemExit(f"{name} is wrong by {error:.2g}")
+    return calls
 
 
 if __name__ == "__main__":
