@@ -38,8 +38,8 @@ extern "C" void switch_stack(void** save, void* load);
 
 namespace {
 
-constexpr size_t kStackBytes =
-    (1 << 20) + 4096 + 64 * 7;  // not a power of two: frames must not share cache sets
+// Not a power of two: the frames of different fibers must not share cache sets.
+constexpr size_t kStackBytes = (1 << 20) + 4096 + 64 * 7;
 
 void to_scheduler(Thread& t) { switch_stack(&t.stack_pointer, t.block->scheduler); }
 

@@ -121,7 +121,6 @@ extern thread_local Block* current_block;
 void exit_thread(Thread&);
 void flush_requests(Warp&);  // counts incomplete requests; then all lanes count from zero again
 u64 wavefronts(const u32* addresses, u32 lanes, u32 size);  // of one phase of a shared-memory access
-u8* shared_collective_read(Thread&, u32 address, u32 size,
-                           u32 site);  // one row of ldmatrix, read by all lanes
-void shared_collective_write(Thread&, u32 address, const void* value, u32 size,
-                             u32 site);  // one row of stmatrix, written by several lanes
+// One row of ldmatrix, read by all lanes, and one row of stmatrix, written by several lanes.
+u8* shared_collective_read(Thread&, u32 address, u32 size, u32 site);
+void shared_collective_write(Thread&, u32 address, const void* value, u32 size, u32 site);
