@@ -87,7 +87,7 @@ fuzz: $(VENV)/.fuzz build $(if $(CLANGXX),build/fuzz/kernels)  ## coverage-guide
 build/fuzz/kernels: tests/cpp/sanitize.cpp $(shell find csrc/cpu csrc/common -type f)
 	@mkdir -p $(@D)
 	$(CLANGXX) -std=c++20 -O1 -g -pthread -Icsrc -DWAE_FUZZ -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=all $(filter-out csrc/cpu/ops.cpp,$(filter %.cpp,$^)) -o $@
+		-fno-sanitize-recover=all $(filter-out csrc/cpu/ops%.cpp,$(filter %.cpp,$^)) -o $@
 
 .PHONY: lint
 lint: $(VENV)/.dev  ## check formatting, lint and types; changes nothing
@@ -187,7 +187,7 @@ wae_kernels/_C.abi3.so: $(shell find csrc -type f) $(wildcard wae_kernels/*.inc)
 
 SANITIZE := build/sanitize
 SANITIZE_OBJECTS := $(patsubst %.cpp,$(SANITIZE)/%.o,$(wildcard tests/cpp/*.cpp) \
-	$(filter-out csrc/cpu/ops.cpp,$(wildcard csrc/cpu/*.cpp)))
+	$(filter-out csrc/cpu/ops%.cpp,$(wildcard csrc/cpu/*.cpp)))
 SANITIZE_FLAGS := -std=c++20 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthread -Icsrc \
 	-fsanitize=address,undefined -fno-sanitize-recover=all
 

@@ -1,4 +1,4 @@
-// Defines the ops torch.ops.wae.* from their schemas. Each backend registers its own kernels: cpu/ops.cpp, cuda/ops.cpp
+// Defines the ops torch.ops.wae.* from their schemas. Each backend registers its own kernels: cpu/ops*.cpp, cuda/ops.cpp
 // and, from Python, wae_kernels/fallback.py. Python also registers fakes, autocast and autograd
 // (wae_kernels/registration.py, autograd.py).
 

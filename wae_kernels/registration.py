@@ -2,7 +2,7 @@
 
 Fake kernels tell ``torch.compile`` and ``torch.export`` the shapes of the results. Autograd is in
 ``autograd.py``. The schemas and the CPU kernels come from the compiled library (``csrc/ops.cpp`` and
-``csrc/cpu/ops.cpp``); ``fallback.py`` registers what runs on devices without compiled kernels.
+``csrc/cpu/ops*.cpp``); ``fallback.py`` registers what runs on devices without compiled kernels.
 """
 
 from __future__ import annotations

@@ -28,6 +28,10 @@ namespace wae {
 // The number of trunk channels that the compiled kernels are written for: that of the paper.
 inline constexpr int64_t kKernelWidth = 16;
 
+// A tuple of kCount tensors: the results of an op.
+template <size_t kCount>
+using Tensors = decltype(std::tuple_cat(std::array<Tensor, kCount>{}));
+
 // torch's message for a call of its C API that has just failed.
 inline std::string what_torch_said() {
   const auto get_what = torch_exception_get_what_without_backtrace;

@@ -1,4 +1,4 @@
-// The interface between the ops (csrc/cpu/ops.cpp, which use torch) and the kernels (which do not): plain structs, and
+// The interface between the ops (csrc/cpu/ops*.cpp, which use torch) and the kernels (which do not): plain structs, and
 // for each instruction set one struct of function pointers.
 
 #pragma once

@@ -6,14 +6,33 @@
 
 namespace wae {
 
-// Raw weights: float32, contiguous, in the layout of torch.nn.Conv2d and ConvTranspose2d.
+// The raw weights of a network, or gradients of them: float32, in the layout of torch.nn.Conv2d and ConvTranspose2d (the
+// last dimension is the 9 taps) and in the order of the op's arguments.
 struct EncoderWeights {
-  const float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
-  const float *low_weight, *low_bias, *high_weight, *high_bias;
+  float conv1_weight[16][3][9], conv1_bias[16];
+  float conv2_weight[16][16][9], conv2_bias[16];
+  float conv3_weight[16][16][9], conv3_bias[16];
+  float low_weight[3][16][9], low_bias[3];
+  float high_weight[3][16][9], high_bias[3];
 };
 struct DecoderWeights {
-  const float *low_weight, *low_bias, *high_weight, *high_bias;
-  const float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
+  float low_weight[3][16][9], low_bias[16];
+  float high_weight[3][16][9], high_bias[16];
+  float conv1_weight[16][16][9], conv1_bias[16];
+  float conv2_weight[16][16][9], conv2_bias[16];
+  float conv3_weight[3][16][9], conv3_bias[3];
+};
+
+// The decoder of class scores has up to this many channels in low, in high and in the scores. The scores are computed in
+// panels of 16.
+inline constexpr int kMaxScoreChannels = 32, kScorePanels = kMaxScoreChannels / 16;
+
+struct ScoreDecoderWeights {  // zero beyond its channels
+  int64_t classes, features;  // channels of low, of high
+  float low_weight[kMaxScoreChannels][16][9], low_bias[16];
+  float high_weight[kMaxScoreChannels][16][9], high_bias[16];
+  float conv1_weight[16][16][9], conv1_bias[16];
+  float conv2_weight[kScorePanels][16][16][9], conv2_bias[kScorePanels][16];
 };
 
 // 16 channels are innermost and aligned to 64 bytes, so that a vector of weights is one load.
@@ -32,7 +51,14 @@ struct alignas(64) Bias16 {
   float b[16];
 };
 
+struct alignas(64) DirectScores {  // between the channels of low and high at half resolution and 16 at full
+  float w[9 * 2 * kMaxScoreChannels * 16];  // [ky][kx][the classes, then the features][the 16 channels]
+  const float* numbers() const { return w; }
+  float* numbers() { return w; }
+};
+
 struct EncoderPack {
+  using Weights = EncoderWeights;
   Direct3 conv1;
   Winograd16 conv2, conv3;
   Direct6 branches;
@@ -40,55 +66,42 @@ struct EncoderPack {
   float branches_bias[6];
 };
 struct DecoderPack {
+  using Weights = DecoderWeights;
   Direct6 up;
   Winograd16 conv1, conv2;
   Direct3 conv3;
   Bias16 up_bias, conv1_bias, conv2_bias;
   float conv3_bias[3];
 };
+struct ScoreDecoderPack {
+  using Weights = ScoreDecoderWeights;
+  DirectScores up;
+  Winograd16 conv1, conv2[kScorePanels];
+  Bias16 up_bias, conv1_bias, conv2_bias[kScorePanels];
+};
 
 // The filters that the backward passes use in addition: those of the layers from output to input gradients.
 struct EncoderBackwardPack {
+  using Weights = EncoderWeights;
   Direct3 conv1;
   Winograd16 conv2, conv3;
 };
 struct DecoderBackwardPack {
+  using Weights = DecoderWeights;
   Winograd16 conv1, conv2;
   Direct3 conv3;
 };
-
-// The decoder of class scores has up to this many channels in low, in high and in the scores.
-inline constexpr int kMaxScoreChannels = 32;
-
-// Its raw weights, zero beyond its channels.
-struct ScoreDecoderNumbers {
-  int64_t classes, features;  // channels of low, of high
-  float low_weight[kMaxScoreChannels][16][9], low_bias[16];
-  float high_weight[kMaxScoreChannels][16][9], high_bias[16];
-  float conv1_weight[16][16][9], conv1_bias[16];
-  float conv2_weight[kMaxScoreChannels][16][9], conv2_bias[kMaxScoreChannels];
-};
-// Between the channels of low and high at half resolution and 16 at full.
-struct alignas(64) DirectScores {
-  float w[9 * 2 * kMaxScoreChannels * 16];  // [ky][kx][the classes, then the features][the 16 channels]
-  const float* numbers() const { return w; }
-  float* numbers() { return w; }
-};
-struct ScoreDecoderPack {
-  DirectScores up;
-  Winograd16 conv1, conv2[kMaxScoreChannels / 16];
-  Bias16 up_bias, conv1_bias, conv2_bias[kMaxScoreChannels / 16];
-};
 struct ScoreDecoderBackwardPack {
-  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: 16 classes each
+  using Weights = ScoreDecoderWeights;
+  Winograd16 conv1, conv2[kScorePanels];  // conv2: 16 classes each
 };
 
 void pack(EncoderPack& packed, const EncoderWeights& weights);
 void pack(DecoderPack& packed, const DecoderWeights& weights);
-void pack(ScoreDecoderPack& packed, const ScoreDecoderNumbers& numbers);
+void pack(ScoreDecoderPack& packed, const ScoreDecoderWeights& weights);
 void pack(EncoderBackwardPack& packed, const EncoderWeights& weights);
 void pack(DecoderBackwardPack& packed, const DecoderWeights& weights);
-void pack(ScoreDecoderBackwardPack& packed, const ScoreDecoderNumbers& numbers);
+void pack(ScoreDecoderBackwardPack& packed, const ScoreDecoderWeights& weights);
 
 // ------------------------------------------------------------------------- a 3x3 layer of any channels
 

@@ -48,27 +48,27 @@ void pack_tiles(Int8Tiles<kRows>& packed, const Int8Layer<kGroups>& layer,
 
 }  // namespace
 
-void pack(EncoderInt8Pack& packed, const EncoderInt8Numbers& n) {
-  pack_layer(packed.conv1, n.conv1_weight, n.bias[0], n.shift[0], n.multiplier[0]);
-  pack_layer(packed.conv2, n.conv2_weight, n.bias[1], n.shift[1], n.multiplier[1]);
-  pack_layer(packed.conv3, n.conv3_weight, n.bias[2], n.shift[2], n.multiplier[2]);
-  pack_tiles(packed.conv1_tiles, packed.conv1, n.conv1_weight, n.multiplier[0]);
-  pack_tiles(packed.conv2_tiles, packed.conv2, n.conv2_weight, n.multiplier[1]);
-  pack_tiles(packed.conv3_tiles, packed.conv3, n.conv3_weight, n.multiplier[2]);
-  pack_tiles(packed.branch_tiles, n.branches_weight);
-  std::copy_n(n.branches_bias, 6, packed.branch_tiles.start);
+void pack(EncoderInt8Pack& packed, const EncoderInt8Weights& w) {
+  pack_layer(packed.conv1, w.conv1_weight, w.bias[0], w.shift[0], w.multiplier[0]);
+  pack_layer(packed.conv2, w.conv2_weight, w.bias[1], w.shift[1], w.multiplier[1]);
+  pack_layer(packed.conv3, w.conv3_weight, w.bias[2], w.shift[2], w.multiplier[2]);
+  pack_tiles(packed.conv1_tiles, packed.conv1, w.conv1_weight, w.multiplier[0]);
+  pack_tiles(packed.conv2_tiles, packed.conv2, w.conv2_weight, w.multiplier[1]);
+  pack_tiles(packed.conv3_tiles, packed.conv3, w.conv3_weight, w.multiplier[2]);
+  pack_tiles(packed.branch_tiles, w.branches_weight);
+  std::copy_n(w.branches_bias, 6, packed.branch_tiles.start);
   for (int o = 0; o < 6; ++o) {
     for (int c = 0; c < 16; ++c) {
       for (int tap = 0; tap < 9; ++tap) {
-        packed.branches[tap / 3][c / 4][tap % 3][o][c % 4] = n.branches_weight[o][c][tap];
+        packed.branches[tap / 3][c / 4][tap % 3][o][c % 4] = w.branches_weight[o][c][tap];
       }
     }
-    packed.branches_start[o] = n.branches_bias[o];
-    packed.scale[o] = n.scale[o];
-    packed.zero_point[o] = static_cast<float>(n.zero_point[o]);
-    packed.least_byte[o] = static_cast<float>(n.least_byte[o / 3]);
+    packed.branches_start[o] = w.branches_bias[o];
+    packed.scale[o] = w.scale[o];
+    packed.zero_point[o] = static_cast<float>(w.zero_point[o]);
+    packed.least_byte[o] = static_cast<float>(w.least_byte[o / 3]);
   }
-  packed.padding = n.padding[0] | n.padding[1] << 8 | n.padding[2] << 16;
+  packed.padding = w.padding[0] | w.padding[1] << 8 | w.padding[2] << 16;
 }
 
 }  // namespace wae

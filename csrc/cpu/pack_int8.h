@@ -11,7 +11,7 @@ inline constexpr int32_t kNoByte = 1;
 
 // The arguments of wae::encode_int8 besides the image. There is no padding between the members, so that two of these
 // structs can be compared as bytes.
-struct EncoderInt8Numbers {
+struct EncoderInt8Weights {
   int8_t conv1_weight[16][3][9];
   int8_t conv2_weight[16][16][9];
   int8_t conv3_weight[16][16][9];
@@ -51,6 +51,7 @@ struct alignas(64) Int8Tiles {
 };
 
 struct alignas(64) EncoderInt8Pack {
+  using Weights = EncoderInt8Weights;
   Int8Layer<1> conv1;  // the fourth input channel's weights are zero
   Int8Layer<4> conv2, conv3;
   int8_t branches[3][4][3][6][4];  // [ky][group][kx][output][input channel]
@@ -62,6 +63,6 @@ struct alignas(64) EncoderInt8Pack {
   uint32_t padding;     // the 4 bytes of a pixel around the image
 };
 
-void pack(EncoderInt8Pack& packed, const EncoderInt8Numbers& numbers);
+void pack(EncoderInt8Pack& packed, const EncoderInt8Weights& weights);
 
 }  // namespace wae

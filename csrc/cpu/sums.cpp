@@ -1,12 +1,15 @@
 #include "cpu/sums.h"
 
+#include <algorithm>
+#include <cstddef>
+
 #include "cpu/winograd_filter.h"
 
 namespace wae {
 namespace {
 
-// weight: (16, 16, 3, 3), as in Conv2d; dg = G^T dU G
-void unpack_conv16(const Winograd16& sums, float* weight) {
+// dg = G^T dU G
+void unpack_conv16(const Winograd16& sums, float (&weight)[16][16][9]) {
   for (int i = 0; i < 16; ++i) {
     for (int o = 0; o < 16; ++o) {
       float rows[3][6] = {};
@@ -19,43 +22,43 @@ void unpack_conv16(const Winograd16& sums, float* weight) {
         for (int kx = 0; kx < 3; ++kx) {
           float sum = 0;
           for (int x = 0; x < 6; ++x) sum += kG[x][kx] * rows[ky][x];
-          weight[((o * 16 + i) * 3 + ky) * 3 + kx] = sum;
+          weight[o][i][3 * ky + kx] = sum;
         }
       }
     }
   }
 }
 
-// The counterpart of pack_direct3.
-void unpack_direct3(const Direct3& sums, float* weight, int stride16, int stride3, bool rotated) {
+// The counterpart of pack_direct3: filter(c, j, tap) is a reference to the weight.
+template <class Filter>
+void unpack_direct3(const Direct3& sums, const Filter& filter) {
   for (int ky = 0; ky < 3; ++ky) {
     for (int c = 0; c < 3; ++c) {
       for (int kx = 0; kx < 3; ++kx) {
-        const int tap = rotated ? (2 - ky) * 3 + 2 - kx : ky * 3 + kx;
-        for (int j = 0; j < 16; ++j) weight[j * stride16 + c * stride3 + tap] = sums.w[ky][c][kx][j];
+        for (int j = 0; j < 16; ++j) filter(c, j, 3 * ky + kx) = sums.w[ky][c][kx][j];
       }
     }
   }
 }
 
-void unpack_direct6(const Direct6& sums, float* low, float* high) {
+void unpack_direct6(const Direct6& sums, float (&low)[3][16][9], float (&high)[3][16][9]) {
   for (int tap = 0; tap < 9; ++tap) {
     for (int c = 0; c < 6; ++c) {
-      float* weight = c < 3 ? low + c * 16 * 9 : high + (c - 3) * 16 * 9;
-      for (int j = 0; j < 16; ++j) weight[j * 9 + tap] = sums.w[tap / 3][tap % 3][c][j];
+      auto& filters = c < 3 ? low[c] : high[c - 3];
+      for (int j = 0; j < 16; ++j) filters[j][tap] = sums.w[tap / 3][tap % 3][c][j];
     }
   }
 }
 
-template <int kSize>
-void copy(const float (&from)[kSize], float* to) {
-  for (int i = 0; i < kSize; ++i) to[i] = from[i];
+template <size_t kSize>
+void copy(const float (&from)[kSize], float (&to)[kSize]) {
+  std::copy_n(from, kSize, to);
 }
 
 }  // namespace
 
-void unpack(const EncoderSums& sums, const EncoderGradients& to) {
-  unpack_direct3(sums.conv1, to.conv1_weight, 27, 9, false);
+void unpack(const EncoderSums& sums, EncoderWeights& to) {
+  unpack_direct3(sums.conv1, [&](int c, int j, int tap) -> float& { return to.conv1_weight[j][c][tap]; });
   unpack_conv16(sums.conv2, to.conv2_weight);
   unpack_conv16(sums.conv3, to.conv3_weight);
   unpack_direct6(sums.branches, to.low_weight, to.high_weight);
@@ -65,11 +68,12 @@ void unpack(const EncoderSums& sums, const EncoderGradients& to) {
   for (int c = 0; c < 6; ++c) (c < 3 ? to.low_bias[c] : to.high_bias[c - 3]) = sums.branches_bias[c];
 }
 
-void unpack(const DecoderSums& sums, const DecoderGradients& to) {
+void unpack(const DecoderSums& sums, DecoderWeights& to) {
   unpack_direct6(sums.up, to.low_weight, to.high_weight);
   unpack_conv16(sums.conv1, to.conv1_weight);
   unpack_conv16(sums.conv2, to.conv2_weight);
-  unpack_direct3(sums.conv3, to.conv3_weight, 9, 144, true);
+  // The kernel takes the 3 channels for the layer's inputs. Here they are its outputs, so the taps are rotated.
+  unpack_direct3(sums.conv3, [&](int c, int j, int tap) -> float& { return to.conv3_weight[c][j][8 - tap]; });
   copy(sums.up_bias.b, to.low_bias);  // both biases are added to every pixel
   copy(sums.up_bias.b, to.high_bias);
   copy(sums.conv1_bias.b, to.conv1_bias);
@@ -77,7 +81,7 @@ void unpack(const DecoderSums& sums, const DecoderGradients& to) {
   copy(sums.conv3_bias, to.conv3_bias);
 }
 
-void unpack(const ScoreDecoderSums& sums, ScoreDecoderNumbers& to) {
+void unpack(const ScoreDecoderSums& sums, ScoreDecoderWeights& to) {
   const float* up = sums.up.numbers();
   for (int tap = 0; tap < 9; ++tap) {
     for (int64_t c = 0; c < to.classes + to.features; ++c) {
@@ -85,13 +89,13 @@ void unpack(const ScoreDecoderSums& sums, ScoreDecoderNumbers& to) {
       for (int j = 0; j < 16; ++j) filters[j][tap] = *up++;
     }
   }
-  unpack_conv16(sums.conv1, to.conv1_weight[0][0]);
+  unpack_conv16(sums.conv1, to.conv1_weight);
   copy(sums.up_bias.b, to.low_bias);  // both biases are added to every pixel
   copy(sums.up_bias.b, to.high_bias);
   copy(sums.conv1_bias.b, to.conv1_bias);
-  for (int panel = 0; panel < kMaxScoreChannels / 16; ++panel) {
-    unpack_conv16(sums.conv2[panel], to.conv2_weight[16 * panel][0]);
-    copy(sums.conv2_bias[panel].b, to.conv2_bias + 16 * panel);
+  for (int panel = 0; panel < kScorePanels; ++panel) {
+    unpack_conv16(sums.conv2[panel], to.conv2_weight[panel]);
+    copy(sums.conv2_bias[panel].b, to.conv2_bias[panel]);
   }
 }
 

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
 #include "cpu/pack.h"
 
@@ -30,9 +29,9 @@ struct DecoderSums {
 };
 
 struct ScoreDecoderSums {
-  Winograd16 conv1, conv2[kMaxScoreChannels / 16];  // conv2: 16 classes each
+  Winograd16 conv1, conv2[kScorePanels];  // conv2: 16 classes each
   DirectScores up;
-  Bias16 up_bias, conv1_bias, conv2_bias[kMaxScoreChannels / 16];
+  Bias16 up_bias, conv1_bias, conv2_bias[kScorePanels];
 };
 
 // Sums in floats, which a task adds to, and the doubles that collect them. The members of Sums are all floats.
@@ -69,19 +68,9 @@ extern template class Collected<EncoderSums>;  // never compiled with the instru
 extern template class Collected<DecoderSums>;
 extern template class Collected<ScoreDecoderSums>;
 
-// Gradients in the layout of the raw weights (float32, contiguous).
-struct EncoderGradients {
-  float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
-  float *low_weight, *low_bias, *high_weight, *high_bias;
-};
-struct DecoderGradients {
-  float *low_weight, *low_bias, *high_weight, *high_bias;
-  float *conv1_weight, *conv1_bias, *conv2_weight, *conv2_bias, *conv3_weight, *conv3_bias;
-};
-
-void unpack(const EncoderSums& sums, const EncoderGradients& gradients);
-void unpack(const DecoderSums& sums, const DecoderGradients& gradients);
-// The gradients overwrite the weights in `gradients`, which has its classes and features already.
-void unpack(const ScoreDecoderSums& sums, ScoreDecoderNumbers& gradients);
+void unpack(const EncoderSums& sums, EncoderWeights& gradients);
+void unpack(const DecoderSums& sums, DecoderWeights& gradients);
+// `gradients` has its classes and features already.
+void unpack(const ScoreDecoderSums& sums, ScoreDecoderWeights& gradients);
 
 }  // namespace wae

@@ -260,10 +260,6 @@ Tensor decode(Tensor low, Tensor high, Tensor low_weight, Tensor low_bias, Tenso
 
 // ------------------------------------------------------------------------------------------------ backward
 
-using Tensors12 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                             Tensor, Tensor>;
-using Tensors13 = decltype(std::tuple_cat(std::declval<Tensors12>(), std::tuple<Tensor>{}));
-
 // An uninitialised gradient of `like`, contiguous as reduce.cu writes it; without elements if it is not needed.
 Tensor gradient_of(const Tensor& like, bool needed) { return needed ? new_like(like) : no_gradient(like); }
 
@@ -321,12 +317,12 @@ void zero(const Results& results) {
   for (Tensor result : results) torch::stable::zero_(result);
 }
 
-Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tensor conv1_weight,
-                          Tensor conv1_bias, Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight,
-                          Tensor conv3_bias, Tensor low_weight, Tensor low_bias, Tensor high_weight,
-                          Tensor high_bias, std::optional<Tensor> image_scale,
-                          std::optional<Tensor> image_shift, bool need_image, bool need_parameters,
-                          bool need_scale) {
+Tensors<13> encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tensor conv1_weight,
+                            Tensor conv1_bias, Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight,
+                            Tensor conv3_bias, Tensor low_weight, Tensor low_bias, Tensor high_weight,
+                            Tensor high_bias, std::optional<Tensor> image_scale,
+                            std::optional<Tensor> image_shift, bool need_image, bool need_parameters,
+                            bool need_scale) {
   constexpr const char* kOp = "encode_backward";
   const Parameters parameters{conv1_weight, conv1_bias, conv2_weight, conv2_bias,  conv3_weight,
                               conv3_bias,   low_weight, low_bias,     high_weight, high_bias};
@@ -335,8 +331,8 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   checker.check(Table::encode_backward, grad_low, grad_high);
   const int64_t batch = image.size(0);
   if (!has_kernel(kOp, conv1_weight, batch, image.size(2), image.size(3))) {
-    return call_reference<Tensors13>(kOp, grad_low, grad_high, image, parameters, image_scale, image_shift,
-                                     need_image, need_parameters, need_scale);
+    return call_reference<Tensors<13>>(kOp, grad_low, grad_high, image, parameters, image_scale, image_shift,
+                                       need_image, need_parameters, need_scale);
   }
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
   need_image = need_image && image.scalar_type() != ScalarType::Byte;
@@ -357,10 +353,10 @@ Tensors13 encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Tenso
   return std::tuple_cat(inputs, results);
 }
 
-Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low_weight, Tensor low_bias,
-                          Tensor high_weight, Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias,
-                          Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
-                          bool need_input, bool need_parameters) {
+Tensors<12> decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low_weight, Tensor low_bias,
+                            Tensor high_weight, Tensor high_bias, Tensor conv1_weight, Tensor conv1_bias,
+                            Tensor conv2_weight, Tensor conv2_bias, Tensor conv3_weight, Tensor conv3_bias,
+                            bool need_input, bool need_parameters) {
   constexpr const char* kOp = "decode_backward";
   const Parameters parameters{low_weight, low_bias,     high_weight, high_bias,    conv1_weight,
                               conv1_bias, conv2_weight, conv2_bias,  conv3_weight, conv3_bias};
@@ -370,7 +366,7 @@ Tensors12 decode_backward(Tensor grad_image, Tensor low, Tensor high, Tensor low
   const int64_t batch = low.size(0), height = grad_image.size(2), width = grad_image.size(3);
   const bool of_one_dtype = conv1_weight.scalar_type() == low.scalar_type();  // the kernel needs one dtype
   if (!of_one_dtype || !has_kernel(kOp, conv1_weight, batch, height, width)) {
-    return call_reference<Tensors12>(kOp, grad_image, low, high, parameters, need_input, need_parameters);
+    return call_reference<Tensors<12>>(kOp, grad_image, low, high, parameters, need_input, need_parameters);
   }
   const torch::stable::accelerator::DeviceGuard guard(low.get_device_index());
   const auto input_gradient = [&] {

@@ -20,7 +20,8 @@
 #include "cpu/dispatch.h"
 #include "cpu/elements.h"
 #include "cpu/kernels.h"
-#include "cpu/pack_cache.h"
+#include "cpu/pack.h"
+#include "cpu/sums.h"
 #include "cpu/tasks.h"
 
 namespace {
@@ -160,6 +161,16 @@ std::vector<float> random_floats(size_t count, float scale) {
   return numbers;
 }
 
+// The numbers of an array of any dimensions.
+template <class Array>
+float* flat(Array& array) {
+  return reinterpret_cast<float*>(&array);
+}
+template <class Array>
+void fill(Array& array, const std::vector<float>& numbers) {
+  std::copy(numbers.begin(), numbers.end(), flat(array));
+}
+
 // Biases that keep all of these sums away from the kink of ReLU, where float and double may disagree on the gradient.
 // Still, many sums are negative.
 std::vector<float> kink_free(const Maps& sums) {
@@ -250,8 +261,12 @@ void run_encoder(const Case& c) {
   convolve(low, a3, wl.data(), 2), add_bias(low, branch_bias.data(), false);
   convolve(high, a3, wh.data(), 2), add_bias(high, branch_bias.data(), false);
 
-  const EncoderWeights weights{w1.data(), b1.data(), w2.data(),          b2.data(), w3.data(),
-                               b3.data(), wl.data(), branch_bias.data(), wh.data(), branch_bias.data()};
+  EncoderWeights weights;
+  fill(weights.conv1_weight, w1), fill(weights.conv1_bias, b1);
+  fill(weights.conv2_weight, w2), fill(weights.conv2_bias, b2);
+  fill(weights.conv3_weight, w3), fill(weights.conv3_bias, b3);
+  fill(weights.low_weight, wl), fill(weights.low_bias, branch_bias);
+  fill(weights.high_weight, wh), fill(weights.high_bias, branch_bias);
   auto pack = std::make_unique<EncoderPack>();
   auto transposed = std::make_unique<EncoderBackwardPack>();
   wae::pack(*pack, weights);
@@ -288,20 +303,20 @@ void run_encoder(const Case& c) {
     c.kernels->encode_backward(backward, task, *collected);
   }
   const EncoderSums& sums = collected->result();
-  WeightNumbers<EncoderWeights> numbers;
-  const auto got = weights_in<EncoderGradients>(numbers.data());
+  EncoderWeights got;
   unpack(sums, got);
   if (need_image) require_close(grad_image, gx, tolerance, c.name + " grad_image");
-  require_close(got.conv1_weight, weight_gradient(g1, x, 1), tolerance, c.name + " grad_conv1_weight");
-  require_close(got.conv2_weight, weight_gradient(g2, a1, 1), tolerance, c.name + " grad_conv2_weight");
-  require_close(got.conv3_weight, weight_gradient(g3, a2, 1), tolerance, c.name + " grad_conv3_weight");
-  require_close(got.low_weight, weight_gradient(g_low, a3, 2), tolerance, c.name + " grad_low_weight");
-  require_close(got.high_weight, weight_gradient(g_high, a3, 2), tolerance, c.name + " grad_high_weight");
-  require_close(got.conv1_bias, bias_gradient(g1), tolerance, c.name + " grad_conv1_bias");
-  require_close(got.conv2_bias, bias_gradient(g2), tolerance, c.name + " grad_conv2_bias");
-  require_close(got.conv3_bias, bias_gradient(g3), tolerance, c.name + " grad_conv3_bias");
-  require_close(got.low_bias, bias_gradient(g_low), tolerance, c.name + " grad_low_bias");
-  require_close(got.high_bias, bias_gradient(g_high), tolerance, c.name + " grad_high_bias");
+  require_close(flat(got.conv1_weight), weight_gradient(g1, x, 1), tolerance, c.name + " grad_conv1_weight");
+  require_close(flat(got.conv2_weight), weight_gradient(g2, a1, 1), tolerance, c.name + " grad_conv2_weight");
+  require_close(flat(got.conv3_weight), weight_gradient(g3, a2, 1), tolerance, c.name + " grad_conv3_weight");
+  require_close(flat(got.low_weight), weight_gradient(g_low, a3, 2), tolerance, c.name + " grad_low_weight");
+  require_close(flat(got.high_weight), weight_gradient(g_high, a3, 2), tolerance,
+                c.name + " grad_high_weight");
+  require_close(flat(got.conv1_bias), bias_gradient(g1), tolerance, c.name + " grad_conv1_bias");
+  require_close(flat(got.conv2_bias), bias_gradient(g2), tolerance, c.name + " grad_conv2_bias");
+  require_close(flat(got.conv3_bias), bias_gradient(g3), tolerance, c.name + " grad_conv3_bias");
+  require_close(flat(got.low_bias), bias_gradient(g_low), tolerance, c.name + " grad_low_bias");
+  require_close(flat(got.high_bias), bias_gradient(g_high), tolerance, c.name + " grad_high_bias");
   require_close(sums.image_scale, g_scale, 10 * tolerance, c.name + " grad_image_scale");
   require_close(sums.image_shift, g_shift, 10 * tolerance, c.name + " grad_image_shift");
 }
@@ -326,8 +341,12 @@ void run_decoder(const Case& c) {
   add_bias(a2, b2.data(), true), convolve(image, a2, w3.data(), 1);
   add_bias(image, b3.data(), false);
 
-  const DecoderWeights weights{wl.data(), bl.data(), wh.data(), bh.data(), w1.data(),
-                               b1.data(), w2.data(), b2.data(), w3.data(), b3.data()};
+  DecoderWeights weights;
+  fill(weights.low_weight, wl), fill(weights.low_bias, bl);
+  fill(weights.high_weight, wh), fill(weights.high_bias, bh);
+  fill(weights.conv1_weight, w1), fill(weights.conv1_bias, b1);
+  fill(weights.conv2_weight, w2), fill(weights.conv2_bias, b2);
+  fill(weights.conv3_weight, w3), fill(weights.conv3_bias, b3);
   auto pack = std::make_unique<DecoderPack>();
   auto transposed = std::make_unique<DecoderBackwardPack>();
   wae::pack(*pack, weights);
@@ -354,53 +373,51 @@ void run_decoder(const Case& c) {
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kBackwardWarmUp)) {
     c.kernels->decode_backward(backward, task, *collected);
   }
-  WeightNumbers<DecoderWeights> numbers;
-  const auto got = weights_in<DecoderGradients>(numbers.data());
+  DecoderWeights got;
   unpack(collected->result(), got);
   require_close(grad_low, g_low, tolerance, c.name + " grad_low");
   require_close(grad_high, g_high, tolerance, c.name + " grad_high");
-  require_close(got.low_weight, weight_gradient(l, gu, 2), tolerance, c.name + " grad_low_weight");
-  require_close(got.high_weight, weight_gradient(r, gu, 2), tolerance, c.name + " grad_high_weight");
-  require_close(got.conv1_weight, weight_gradient(g1, up, 1), tolerance, c.name + " grad_conv1_weight");
-  require_close(got.conv2_weight, weight_gradient(g2, a1, 1), tolerance, c.name + " grad_conv2_weight");
-  require_close(got.conv3_weight, weight_gradient(g, a2, 1), tolerance, c.name + " grad_conv3_weight");
-  require_close(got.low_bias, bias_gradient(gu), tolerance, c.name + " grad_low_bias");
-  require_close(got.high_bias, bias_gradient(gu), tolerance, c.name + " grad_high_bias");
-  require_close(got.conv1_bias, bias_gradient(g1), tolerance, c.name + " grad_conv1_bias");
-  require_close(got.conv2_bias, bias_gradient(g2), tolerance, c.name + " grad_conv2_bias");
-  require_close(got.conv3_bias, bias_gradient(g), tolerance, c.name + " grad_conv3_bias");
+  require_close(flat(got.low_weight), weight_gradient(l, gu, 2), tolerance, c.name + " grad_low_weight");
+  require_close(flat(got.high_weight), weight_gradient(r, gu, 2), tolerance, c.name + " grad_high_weight");
+  require_close(flat(got.conv1_weight), weight_gradient(g1, up, 1), tolerance, c.name + " grad_conv1_weight");
+  require_close(flat(got.conv2_weight), weight_gradient(g2, a1, 1), tolerance, c.name + " grad_conv2_weight");
+  require_close(flat(got.conv3_weight), weight_gradient(g, a2, 1), tolerance, c.name + " grad_conv3_weight");
+  require_close(flat(got.low_bias), bias_gradient(gu), tolerance, c.name + " grad_low_bias");
+  require_close(flat(got.high_bias), bias_gradient(gu), tolerance, c.name + " grad_high_bias");
+  require_close(flat(got.conv1_bias), bias_gradient(g1), tolerance, c.name + " grad_conv1_bias");
+  require_close(flat(got.conv2_bias), bias_gradient(g2), tolerance, c.name + " grad_conv2_bias");
+  require_close(flat(got.conv3_bias), bias_gradient(g), tolerance, c.name + " grad_conv3_bias");
 }
 
 void run_score_decoder(const Case& c, int classes, int features) {
   const int h = int(half_size(c.height)), w = int(half_size(c.width));
   const double tolerance = tolerance_of(c.element);
   const std::string name = c.name + " " + std::to_string(classes) + " " + std::to_string(features);
-  auto numbers = std::make_unique<ScoreDecoderNumbers>();
-  numbers->classes = classes, numbers->features = features;
-  const auto fill = [](float* to, const std::vector<float>& values) {
-    std::copy(values.begin(), values.end(), to);
-  };
-  float *const wl = numbers->low_weight[0][0], *const wh = numbers->high_weight[0][0];
-  float *const w1 = numbers->conv1_weight[0][0], *const w2 = numbers->conv2_weight[0][0];
-  fill(wl, random_floats(144 * classes, 0.2f)), fill(wh, random_floats(144 * features, 0.2f));
-  fill(w1, random_floats(2304, 0.1f)), fill(w2, random_floats(144 * classes, 0.1f));
-  fill(numbers->high_bias, random_floats(16, 1)), fill(numbers->conv2_bias, random_floats(classes, 1));
+  auto weights = std::make_unique<ScoreDecoderWeights>();
+  weights->classes = classes, weights->features = features;
+  float *const wl = flat(weights->low_weight), *const wh = flat(weights->high_weight);
+  float *const w1 = flat(weights->conv1_weight), *const w2 = flat(weights->conv2_weight);
+  fill(weights->low_weight, random_floats(144 * classes, 0.2f));
+  fill(weights->high_weight, random_floats(144 * features, 0.2f));
+  fill(weights->conv1_weight, random_floats(2304, 0.1f));
+  fill(weights->conv2_weight, random_floats(144 * classes, 0.1f));
+  fill(weights->high_bias, random_floats(16, 1)), fill(weights->conv2_bias, random_floats(classes, 1));
 
   Batch low(c.n, h, w, c.element, c.layout, classes), high(c.n, h, w, c.element, c.layout, features);
   const Maps l = low.fill(), r = high.fill();
   Maps up(c.n, 16, c.height, c.width), a1 = up, scores(c.n, classes, c.height, c.width);
   convolve_transposed(l, up, wl, 2), convolve_transposed(r, up, wh, 2);
-  add_bias(up, numbers->high_bias, false);
-  fill(numbers->low_bias, kink_free(up));
-  add_bias(up, numbers->low_bias, true), convolve(a1, up, w1, 1);
-  fill(numbers->conv1_bias, kink_free(a1));
-  add_bias(a1, numbers->conv1_bias, true), convolve(scores, a1, w2, 1);
-  add_bias(scores, numbers->conv2_bias, false);
+  add_bias(up, weights->high_bias, false);
+  fill(weights->low_bias, kink_free(up));
+  add_bias(up, weights->low_bias, true), convolve(a1, up, w1, 1);
+  fill(weights->conv1_bias, kink_free(a1));
+  add_bias(a1, weights->conv1_bias, true), convolve(scores, a1, w2, 1);
+  add_bias(scores, flat(weights->conv2_bias), false);
 
   auto pack = std::make_unique<ScoreDecoderPack>();
   auto transposed = std::make_unique<ScoreDecoderBackwardPack>();
-  wae::pack(*pack, *numbers);
-  wae::pack(*transposed, *numbers);
+  wae::pack(*pack, *weights);
+  wae::pack(*transposed, *weights);
   Batch out(c.n, c.height, c.width, c.element, c.layout, classes);
   const DecodeScoresArgs args{low.view, high.view, out.view, pack.get()};
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kScoresWarmUp))
@@ -423,23 +440,23 @@ void run_score_decoder(const Case& c, int classes, int features) {
   for (const Task& task : plan_tasks(c.n, h, w, c.threads, kBackwardWarmUp)) {
     c.kernels->decode_scores_backward(backward, task, *collected);
   }
-  unpack(collected->result(), *numbers);  // in place of the weights
+  unpack(collected->result(), *weights);  // in place of the weights
   require_close(grad_low, g_low, tolerance, name + " grad_low");
   require_close(grad_high, g_high, tolerance, name + " grad_high");
   require_close(wl, weight_gradient(l, gu, 2), tolerance, name + " grad_low_weight");
   require_close(wh, weight_gradient(r, gu, 2), tolerance, name + " grad_high_weight");
   require_close(w1, weight_gradient(g1, up, 1), tolerance, name + " grad_conv1_weight");
   require_close(w2, weight_gradient(g, a1, 1), tolerance, name + " grad_conv2_weight");
-  require_close(numbers->low_bias, bias_gradient(gu), tolerance, name + " grad_low_bias");
-  require_close(numbers->high_bias, bias_gradient(gu), tolerance, name + " grad_high_bias");
-  require_close(numbers->conv1_bias, bias_gradient(g1), tolerance, name + " grad_conv1_bias");
-  require_close(numbers->conv2_bias, bias_gradient(g), tolerance, name + " grad_conv2_bias");
+  require_close(weights->low_bias, bias_gradient(gu), tolerance, name + " grad_low_bias");
+  require_close(weights->high_bias, bias_gradient(gu), tolerance, name + " grad_high_bias");
+  require_close(weights->conv1_bias, bias_gradient(g1), tolerance, name + " grad_conv1_bias");
+  require_close(flat(weights->conv2_bias), bias_gradient(g), tolerance, name + " grad_conv2_bias");
 }
 
 // Compares the int8 encoder with the definition (docs/network.md), number by number. The sums are so small that double
 // holds them exactly.
 void run_encoder_int8(const Case& c) {
-  EncoderInt8Numbers numbers{};
+  EncoderInt8Weights numbers{};
   const auto fill = [](auto& array, int least, int most) {
     std::uniform_int_distribution<int> uniform(least, most);
     using Number = std::remove_all_extents_t<std::remove_reference_t<decltype(array)>>;
