@@ -1,18 +1,8 @@
-// The kernels for CPUs with AVX2 and FMA. The standard headers are included before the target is changed, so that none
-// of their inline functions is compiled with instructions that other CPUs lack.
+// The kernels for CPUs with AVX2 and FMA.
 
 #if defined(__x86_64__)
 
-#include <algorithm>
-#include <bit>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <utility>
-
-#include "cpu/kernels.h"
+#include "cpu/before_target.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

@@ -1,19 +1,9 @@
-// The int8 encoder for CPUs with AMX for int8, all of which have AVX-512 VNNI. The standard headers are included before
-// the target is changed, so that none of their inline functions is compiled with instructions that other CPUs lack.
-// AMX is not part of the target, because its instructions are written in inline assembly.
+// The int8 encoder for CPUs with AMX for int8, all of which have AVX-512 VNNI. AMX is not part of the target, because
+// its instructions are written in inline assembly.
 
 #if defined(__x86_64__)
 
-#include <algorithm>
-#include <bit>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <utility>
-
-#include "cpu/kernels.h"
+#include "cpu/before_target.h"
 
 #if defined(__clang__)
 #pragma clang attribute push( \
