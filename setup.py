@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build import build
@@ -38,10 +39,27 @@ from toolchain import (  # noqa: E402
 # A CPython without the GIL has no limited API, so the library is built for that one version.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
+FLAGS = ("-std=c++20", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden")
+
 
 def paths(*patterns: str) -> list[str]:
     """The files that match, sorted, relative to this folder as setuptools requires."""
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def library(name: str, folder: str, sources: list[str], **options: Any) -> Extension:
+    """The library ``wae_kernels/<name>``, from these sources and the headers of ``csrc/<folder>``."""
+    headers = ("csrc/common/*", f"csrc/{folder}/**/*.h", f"csrc/{folder}/**/*.cuh", "wae_kernels/*.inc")
+    return Extension(
+        f"wae_kernels.{name}",
+        sources=sources,
+        depends=paths(*headers),
+        include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],  # absolute: ninja runs elsewhere
+        extra_link_args=["-Wl,-z,defs"] if sys.platform == "linux" else [],
+        py_limited_api=LIMITED_API,
+        language="c++",
+        **options,
+    )
 
 
 def cpu_library() -> Extension:
@@ -49,35 +67,27 @@ def cpu_library() -> Extension:
 
     There is no ``-march`` here: each kernel file names the instructions that it is compiled for.
     """
-    return Extension(
-        "wae_kernels._C",
-        sources=paths("csrc/ops.cpp", "csrc/python.cpp", "csrc/cpu/*.cpp"),
-        depends=paths("csrc/common/*", "csrc/cpu/**/*.h", "wae_kernels/*.inc"),
-        include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],  # absolute: ninja runs elsewhere
-        extra_compile_args=["-std=c++20", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+    return library(
+        "_C",
+        "cpu",
+        paths("csrc/ops.cpp", "csrc/python.cpp", "csrc/cpu/*.cpp"),
+        extra_compile_args=["-O3", *FLAGS],
         libraries=["torch_cpu"],
-        extra_link_args=["-Wl,-z,defs"] if sys.platform == "linux" else [],
-        py_limited_api=LIMITED_API,
-        language="c++",
     )
 
 
 def cuda_library() -> Extension:
     """The kernels for NVIDIA GPUs; separate, because it loads only beside a torch with CUDA."""
-    return Extension(
-        "wae_kernels._C_cuda",
-        sources=paths("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
-        depends=paths("csrc/common/*", "csrc/cuda/*.h", "csrc/cuda/**/*.cuh", "wae_kernels/*.inc"),
-        include_dirs=[str(ROOT / "csrc"), str(ROOT / "wae_kernels")],
+    return library(
+        "_C_cuda",
+        "cuda",
+        paths("csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
         define_macros=[("USE_CUDA", None)],
         extra_compile_args={
-            "cxx": ["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            "cxx": ["-O2", *FLAGS],
             "nvcc": ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"],
         },
         libraries=["torch_cpu", "torch_cuda", "cudart"],
-        extra_link_args=["-Wl,-z,defs"] if sys.platform == "linux" else [],
-        py_limited_api=LIMITED_API,
-        language="c++",
     )
 
 
