@@ -346,4 +346,5 @@ def check_conv3x3(input: Tensor, packed: Tensor, bias: Tensor | None, out_channe
     checker = _Checker("conv3x3")
     checker.check("conv3x3", [out_channels], input, packed, bias)
     if not packed.is_contiguous():
-        checker.fail(TABLES["conv3x3"][2], "be contiguous, as conv3x3_pack returns it", "other strides")
+        (row,) = (argument for argument in TABLES["conv3x3"] if argument.name == "packed")
+        checker.fail(row, "be contiguous, as conv3x3_pack returns it", "other strides")

@@ -303,6 +303,19 @@ def _gradient_dtype(parameter: Tensor) -> torch.dtype:
     return torch.float32 if parameter.is_cpu and parameter.dtype in IN_16_BITS else parameter.dtype
 
 
+def _affine_gradients(
+    grad: Tensor, image: Tensor, image_scale: Tensor | None, image_shift: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of scale and shift, given that of ``image * image_scale + image_shift``; None of None."""
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    d_scale = d_shift = None
+    if image_scale is not None:
+        d_scale = (wide * image).sum((0, 2, 3), dtype=torch.float64).to(image_scale.dtype)
+    if image_shift is not None:
+        d_shift = wide.sum((0, 2, 3), dtype=torch.float64).to(image_shift.dtype)
+    return d_scale, d_shift
+
+
 @one_by_one
 def encode_backward(
     grad_low: Tensor,
@@ -349,22 +362,14 @@ def encode_backward(
         need_x=need_image or need_scale,
         need_parameters=need_parameters,
     )
-    grad_image = grad_scale = grad_shift = None
-    if need_image:
-        grad_image = normalize_image(grad_x, image.dtype, image_scale, None)
-        grad_image = laid_out(grad_image, format_of(image))
-    if need_scale:
-        wide = grad_x.to(torch.promote_types(grad_x.dtype, torch.float32))
-        if image_scale is not None:
-            grad_scale = (wide * image).sum((0, 2, 3), dtype=torch.float64).to(image_scale.dtype)
-        if image_shift is not None:
-            grad_shift = wide.sum((0, 2, 3), dtype=torch.float64).to(image_shift.dtype)
+    grad_image = normalize_image(grad_x, image.dtype, image_scale, None) if need_image else None
+    affine = image_scale, image_shift
+    d_affine = _affine_gradients(grad_x, image, *affine) if need_scale else (None, None)
     d_parameters = (*d_layers, *d_low[1:], *d_high[1:])
     return (
-        like.new_empty(0) if grad_image is None else grad_image,
+        _owned(grad_image, like, format_of(image)),
         *(_owned(cast(g, like.dtype), like) for g in d_parameters),
-        _owned(grad_scale, like if image_scale is None else image_scale),
-        _owned(grad_shift, like if image_shift is None else image_shift),
+        *(_owned(g, like if t is None else t) for g, t in zip(d_affine, affine, strict=True)),
     )
 
 
