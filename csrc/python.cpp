@@ -26,8 +26,7 @@ WAE_PYTHON void Py_DecRef(PyObject*);
 WAE_PYTHON void Py_IncRef(PyObject*);
 WAE_PYTHON PyObject* PyBool_FromLong(long);
 WAE_PYTHON PyObject* PyCFunction_NewEx(PyMethodDef*, PyObject*, PyObject*);
-WAE_PYTHON PyObject* PyDict_GetItemWithError(PyObject*,
-                                             PyObject*);  // borrowed; null without an error: not there
+WAE_PYTHON PyObject* PyDict_GetItemWithError(PyObject*, PyObject*);  // borrowed; null: none, or an error
 WAE_PYTHON void PyErr_Clear();
 WAE_PYTHON PyObject* PyObject_GenericGetDict(PyObject*, void*);
 WAE_PYTHON int PyObject_IsTrue(PyObject*);

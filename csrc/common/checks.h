@@ -192,7 +192,7 @@ inline void check_results(const char* op, std::optional<ScalarType> dtype,
 // ------------------------------------------------------------------------------------------- the interpreter
 
 // Checks a call's arguments against rows of the tables, with the sizes and dtypes that earlier arguments fixed.
-class __attribute__((visibility("hidden"))) Checker {
+class Checker {
  public:
   explicit Checker(const char* op) : op_(op) { sizes_.fill(kOpen); }
 
