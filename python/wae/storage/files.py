@@ -62,11 +62,12 @@ def refuse_existing(path: Path, force: bool = False) -> None:
     """Raise FileExistsError if something is at ``path`` that may not be replaced.
 
     ``force`` allows replacing a regular file. Links, even dangling ones, devices, pipes and sockets are never
-    replaced.
+    replaced. Also raises OSError if nothing can be written there, so that a command fails before its work.
     """
+    _refuse_unwritable(path)
     try:
         mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder")
@@ -75,6 +76,16 @@ def refuse_existing(path: Path, force: bool = False) -> None:
         raise FileExistsError(f"{path} is {kind}, which is never replaced")
     if not force:
         raise FileExistsError(f"{path} exists; --force replaces it")
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Raise OSError if the folder of ``path``, or the nearest one that exists, takes no new files."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        why = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(why, os.strerror(why), str(path))
 
 
 def no_file(path: Path) -> str | None:

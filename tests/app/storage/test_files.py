@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,20 @@ def test_a_parent_that_is_not_a_folder_is_named(tmp_path):
         with pytest.raises(NotADirectoryError) as error, files.written(target):
             pass
         assert error.value.filename == str(target.parent)
+
+
+def test_a_folder_that_takes_no_files_is_known_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        files.refuse_existing(tmp_path / "file" / "folder" / "new")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write to any folder
+    with pytest.raises(PermissionError) as error:
+        files.refuse_existing(tmp_path / "folder" / "new")
+    assert error.value.filename == str(tmp_path / "folder" / "new")
+    read_only = SimpleNamespace(f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda path: read_only)
+    with pytest.raises(OSError, match="Read-only file system"):
+        files.refuse_existing(tmp_path / "new")
 
 
 def test_no_file_says_why_a_path_cannot_be_read(tmp_path):
