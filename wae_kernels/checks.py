@@ -112,8 +112,10 @@ def _joined(sizes: Iterable[str]) -> str:
 
 def _may_hold(condition: bool | torch.SymBool) -> bool:
     """Whether a condition on sizes holds, or cannot be decided while an op is traced: its kernel decides."""
-    if isinstance(condition, bool):
-        return condition
+    if torch.jit.is_tracing():  # sizes are tensors, and torch warns of decisions by them
+        return True
+    if not isinstance(condition, torch.SymBool):
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_true  # a module that takes long to import
 
     return bool(guard_or_true(condition))
@@ -235,11 +237,23 @@ def check_encode(
     check_results(dtype, memory_format)
 
 
+_TABLE_OF = {"encode": "encoder", "decode": "decoder", "decode_scores": "score_decoder"}
+
+
 def check_images(op: str, **images: object) -> None:
-    """Check that an op's ``images`` are tensors, or what stands for them while torch.fx traces."""
+    """Check an op's ``images``, or its scale and shift, as far as its parameters do not matter.
+
+    Images of several dtypes pass, because autocast takes them, and so does what stands for them while
+    torch.fx traces.
+    """
+    checker = _Checker(op)
+    rows = {row.name: row for row in TABLES[_TABLE_OF[op]]}
     for name, image in images.items():
-        if not isinstance(image, Tensor | torch.fx.Proxy):
-            raise RuntimeError(f"wae::{op}: {name} must be a tensor, got {type(image).__name__}")
+        row = rows[name]
+        if isinstance(image, Tensor):
+            checker.check_tensor(row._replace(dtype="floating") if row.dtype == "network" else row, image)
+        elif not isinstance(image, torch.fx.Proxy):
+            checker.fail(row, "be a tensor", type(image).__name__)
 
 
 def check_results(dtype: torch.dtype | None, memory_format: torch.memory_format | None) -> None:

@@ -189,6 +189,35 @@ def test_called_layers_refuse_what_the_op_refuses(wrong: dict[str, Any], is_fuse
         encoder(image, **wrong)
 
 
+IMAGE, HALF = torch.randn(2, 3, 12, 13), torch.randn(2, 3, 6, 7)
+
+WRONG: dict[str, tuple[type[nn.Module], tuple[Any, ...], str]] = {
+    "one image": (Encoder, (IMAGE[0],), r"image must have shape .*, got \(3, 12, 13\)"),
+    "no rows": (Encoder, (IMAGE[:, :, :0],), r"image must have shape .*, got \(2, 3, 0, 13\)"),
+    "complex": (Encoder, (IMAGE.to(torch.complex64),), "image must be .*, got complex64"),
+    "integers": (Encoder, (IMAGE.long(),), "image must be .*, got int64"),
+    "sparse": (Encoder, (IMAGE.to_sparse(),), "image must be a dense tensor, got torch.sparse_coo"),
+    "shape of the scale": (Encoder, (IMAGE, torch.ones(1, 3, 1, 1)), r"image_scale must have shape \(3\)"),
+    "dtype of the shift": (Encoder, (IMAGE, None, torch.ones(3).int()), "image_shift must be .*, got int32"),
+    "four channels": (Decoder, (torch.randn(2, 4, 6, 7), HALF, (12, 13)), "low must have shape .*4, 6, 7"),
+    "another size": (Decoder, (HALF, HALF[:, :, 1:], (12, 13)), r"high must have shape \(2, 3, 6, 7\)"),
+    "bytes": (Decoder, (HALF, HALF.byte(), (12, 13)), "high must be .*, got uint8"),
+    "one image of scores": (ScoreDecoder, (HALF[0], HALF, (12, 13)), "low must have shape .*, got .3, 6, 7"),
+}
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("wrong", list(WRONG))
+def test_called_layers_refuse_images_that_the_op_refuses(wrong: str, is_fused: bool) -> None:
+    """They took complex images, without the imaginary part, and spoke of their own arguments."""
+    kind, arguments, message = WRONG[wrong]
+    module = kind(3, 3) if kind is ScoreDecoder else kind()
+    if not is_fused:
+        module.conv2.register_forward_hook(lambda module, args, output: output)
+    with pytest.raises(RuntimeError, match=f"wae::.*: {message}"):
+        module(*arguments)
+
+
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("value", [np.zeros((1, 3, 4, 4), np.float32), [1.0]], ids=["array", "list"])
 def test_modules_name_an_argument_that_is_no_tensor(value: Any, is_fused: bool) -> None:

@@ -136,3 +136,27 @@ def test_torch_jit_traces_with_gradients() -> None:
     traced = torch.jit.trace(encoder, image)
     larger = image_of(2, 8, 7)
     assert all(map(torch.equal, traced(larger), encoder(larger)))
+
+
+class EncoderByReference(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = wae_kernels.nn.Encoder()
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return wae_kernels.reference.encode(image, *self.encoder.parameters())
+
+
+class EncoderByLayers(wae_kernels.nn.Encoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.parametrize("kind", [EncoderByReference, EncoderByLayers])
+def test_torch_jit_traces_plain_operators_without_a_warning(kind: type[torch.nn.Module]) -> None:
+    """While it traces, sizes are tensors, and it warns of decisions by them."""
+    encoder, image, larger = kind(), image_of(1, 5, 6), image_of(2, 8, 7)
+    traced = torch.jit.trace(encoder, image)
+    assert all(map(torch.equal, traced(larger), encoder(larger)))
