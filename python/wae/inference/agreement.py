@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from wae.models.plain import is_plain
 from wae.models.segmentation.segmenter import WAESegmenter
 from wae.wording import counted, first_line
 
-from .arguments import first_parameter
+from .arguments import example_images, first_parameter
 from .batches import filled
 from .calibration import Calibration, CalibrationError
 from .engines import EngineError, Run
@@ -25,6 +26,9 @@ from .undisturbed import undisturbed
 
 _PIXELS_AT_ONCE = 32 * 224 * 224  # in a call of the original model
 _NAMED = 3  # layers that an error names
+
+TRIES = 5
+"""The most sets of example images on which scores are compared that right computations may disagree on."""
 
 
 class DisagreementError(WaeError, RuntimeError):
@@ -159,6 +163,34 @@ def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtyp
             f"{most:g} (norm of the difference over norm of the scores)"
         )
     return difference
+
+
+def require_equal_once(what: str, pairs: Iterator[Sequence[Tensor]], dtype: torch.dtype) -> float:
+    """:func:`require_equal` of the first of ``pairs``, (scores, expected), that are equal.
+
+    If none are, raises the DisagreementError of the first pair.
+    """
+    scores, expected = next(pairs)
+    try:
+        return require_equal(what, scores, expected, dtype)
+    except DisagreementError:
+        for scores, expected in pairs:
+            with suppress(DisagreementError):
+                return require_equal(what, scores, expected, dtype)
+        raise
+
+
+def other_images(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """For a network with unpooling other example images like ``images``; for others none.
+
+    Unpooling puts a number where the largest of four pixels was. Where two of these are equal up to rounding,
+    two right computations may choose differently, and their scores differ in that place. So right scores may
+    disagree on some images, whereas wrong ones disagree on all.
+    """
+    if any(isinstance(part, nn.MaxUnpool2d) for part in model.modules()):
+        batch, _, height, width = images.shape
+        for seed in range(1, TRIES):
+            yield example_images(model, batch, (height, width), images.dtype, seed)
 
 
 def named_by(model: nn.Module, data: Calibration) -> Tensor:

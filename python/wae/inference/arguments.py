@@ -20,7 +20,11 @@ _MOST_PIXELS = 2**28
 
 
 def example_images(
-    model: nn.Module | Front, batch: int, size: tuple[int, int], dtype: torch.dtype | None = None
+    model: nn.Module | Front,
+    batch: int,
+    size: tuple[int, int],
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """Images like photos, smooth shapes with some noise, (batch, 3, H, W); the same in every call.
 
@@ -33,8 +37,9 @@ def example_images(
         size: their (H, W).
         dtype: their dtype; None for uint8 if the model scales its images itself, else for the dtype of its
             parameters.
+        seed: another number gives other images.
     """
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     shapes = F.interpolate(_normal(random, batch, 3, 5, 5), size, mode="bicubic")
     photos = (128 + 50 * shapes + 10 * _normal(random, batch, 3, *size)).clamp(0, 255)
     like = first_parameter(model)

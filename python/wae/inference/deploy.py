@@ -15,6 +15,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
 from wae.models.plain import unwrapped
+from wae.wording import first_line
 
 from . import precision as precisions
 from .agreement import (
@@ -31,7 +33,8 @@ from .agreement import (
     check_parts,
     classes_of,
     named_by,
-    require_equal,
+    other_images,
+    require_equal_once,
     require_no_drop,
     scores_of,
 )
@@ -141,7 +144,8 @@ def deploy(
     _check_precision(precision, calibration)
     own, device = first_parameter(model).dtype, first_parameter(model).device
     wanted = _precisions(precision, own, device, calibration is not None)
-    engines = list(ENGINES.values()) if engine == "auto" else [ENGINES[engine]]
+    here = [one for one in ENGINES.values() if device.type in one.devices]
+    engines = here if engine == "auto" else [ENGINES[engine]]
     if engine == "auto" and all(one.why_not(device, name) for one in engines for name in wanted):
         raise EngineError(f"no engine that is installed computes in {' or '.join(wanted)} on {device.type}")
     _say_what_is_emulated(wanted, device, engine, logging.INFO if precision == "auto" else logging.WARNING)
@@ -152,14 +156,15 @@ def deploy(
         task = _task(model, size, batch, calibration, calibration_images, input, max_drop, memory_format)
         if "auto" not in (engine, precision):
             return _deploy_in(task, ENGINES[engine], wanted[0])
+        reasons: list[str] = []
         candidates = [
             deployed
             for one in engines
             for name in wanted
-            if name in one.precisions and (deployed := _attempt(task, one, name))
+            if name in one.precisions and (deployed := _attempt(task, one, name, reasons))
         ]
         if not candidates:
-            raise EngineError("no engine runs the model: wae.deploy logs the reasons at the level INFO")
+            raise EngineError(f"no engine runs the model: {'; '.join(dict.fromkeys(reasons))}")
         return _fastest(candidates, task.images, seconds)
 
 
@@ -244,13 +249,14 @@ def _task(
     return _Task(model, images, expected, memory_format, data, held_out, max_drop)
 
 
-def _attempt(task: _Task, engine: Engine, name: str) -> Deployed | None:
-    """:func:`_deploy_in`; None, and a line in the log, if it fails."""
+def _attempt(task: _Task, engine: Engine, name: str, reasons: list[str]) -> Deployed | None:
+    """:func:`_deploy_in`; None, a line in the log, and another of the ``reasons`` if it fails."""
     _log.info("building %s in %s", engine.name, name)
     try:
         return _deploy_in(task, engine, name)
     except (EngineError, DisagreementError, OSError) as error:  # OSError if the disk is full
         _log.info("left out: %s", error)
+        reasons.append(first_line(error))
         return None
 
 
@@ -320,7 +326,9 @@ def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:
     what, precision = f"the model in {deployed.engine}", deployed.precision
     scores = deployed(task.images)
     if precision in DTYPES:
-        deployed.difference = require_equal(what, scores, task.expected, DTYPES[precision])
+        others = ([deployed(x), scores_of(task.model, x)] for x in other_images(task.model, task.images))
+        pairs = chain([[scores, task.expected]], others)
+        deployed.difference = require_equal_once(what, pairs, DTYPES[precision])
     else:
         deployed.difference = relative_difference(scores, task.expected)
     if task.calibration is not None:

@@ -19,6 +19,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from .agreement import (
     check_parts,
     classes_of,
     named_by,
-    require_equal,
+    other_images,
+    require_equal_once,
     require_no_drop,
     scores_of,
 )
@@ -170,13 +172,16 @@ def _made(
     """The file's content, and its report without ``max_drop``."""
     form, dtype = FORMATS[file_format], next(model.parameters()).dtype
     cases = [example_images(model, count, size, image_dtype) for count in ((batch,) if batch else (2, 1, 3))]
-    given = cases if isinstance(model, WAENetwork) else [x.to(dtype) for x in cases]
-    expected = [scores_of(model, x) for x in given]
-    check_parts(model, given[0], expected[0])
+
+    def given(images: Tensor) -> Tensor:
+        return images if isinstance(model, WAENetwork) else images.to(dtype)
+
+    expected = [scores_of(model, given(x)) for x in cases]
+    check_parts(model, given(cases[0]), expected[0])
     movements: Sequence[Movement] = ()
     with as_engine_error(f"{file_format} does not take this network"):
         with bar(f"exporting as {file_format}", None):
-            network = _FromImages(fold(model, given[0]), size, dtype).eval()
+            network = _FromImages(fold(model, given(cases[0])), size, dtype).eval()
             content = form.make(network, cases[0], batch is None, says)
         if precision == "int8":
             assert data is not None
@@ -187,8 +192,10 @@ def _made(
     if precision == "int8":
         differences = [relative_difference(x, y) for x, y in zip(scores, expected, strict=True)]
     else:
-        what = f"the {file_format} file"
-        differences = [require_equal(what, x, y, dtype) for x, y in zip(scores, expected, strict=True)]
+        what, differences = f"the {file_format} file", []
+        for images, *pair in zip(cases, scores, expected, strict=True):
+            others = ([run(x.clone()), scores_of(model, given(x))] for x in other_images(model, images))
+            differences.append(require_equal_once(what, chain([pair], others), dtype))
     report: dict[str, Any] = {"difference": max(differences)}
     if data is not None:
         found = classes_of(run, data.held_out, batch or STEP, cases[0].device)

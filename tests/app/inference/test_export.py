@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +200,21 @@ def test_a_file_with_other_scores_is_not_written(model, tmp_path, monkeypatch):
     with pytest.raises(DisagreementError, match="the torch file gives scores that differ"):
         export.export(model, tmp_path / "model.pt2", "torch", SIZE)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("unpools", [True, False])
+def test_a_file_of_a_network_with_unpooling_has_to_agree_once(model, tmp_path, monkeypatch, unpools):
+    """With each of the three numbers of images; other images are tried."""
+    if unpools:
+        model.low_classifier[1].add_module("unpool", torch.nn.MaxUnpool2d(2).eval())
+    left = iter(range(3))
+    tied = export.Format(
+        ".pt2", export._make_torch, lambda _: lambda images: model(images) + (next(left, None) is not None)
+    )
+    monkeypatch.setitem(export.FORMATS, "torch", tied)
+    with nullcontext() if unpools else pytest.raises(DisagreementError, match="scores that differ"):
+        export.export(model, tmp_path / "model.pt2", "torch", SIZE)
+    assert os.listdir(tmp_path) == (["model.pt2"] if unpools else [])
 
 
 def test_a_full_disk_is_reported_as_such(model, tmp_path, monkeypatch):
