@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import accuracy, deployed, packaged, plots, sizing, tables
+from . import accuracy, deployed, packaged, plots, sizing, tables, targets
 from .result_files import Result, shown, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,10 +37,10 @@ def write_between(path: Path, body: str, begin: str = BEGIN) -> None:
 def everything(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:
     """The generated part of docs/benchmarks.md: all plots, then all tables."""
     parts = [f"![{_words(p)}]({p.name})" for p in figures]
-    parts += ["## Targets", TARGETS, "\n".join(tables.bounds(results, tables.BOUNDS))]
+    parts += ["## Targets", TARGETS, "\n".join(targets.bounds(results, targets.BOUNDS))]
     on_gpu = [result for result in results if result["machine"]["gpu"]]
     if on_gpu:
-        parts += ["\n".join(tables.bounds(on_gpu, tables.GPU_BOUNDS))]
+        parts += ["\n".join(targets.bounds(on_gpu, targets.GPU_BOUNDS))]
     if measured:
         parts += ["## Reduced precision", "\n".join(deployed.bounds(measured))]
         parts += ["\n".join(deployed.decision(measured))]

@@ -1,190 +1,17 @@
-"""Markdown tables of result files: targets and what was reached, and everything that was measured."""
+"""Markdown tables of result files: for a decision, and everything that was measured."""
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from wae.experiments.bench_report import milliseconds
-from wae.models.counting import count
-from wae.models.meta import on_meta
-from wae.models.registry import build
 from wae.wording import counted
 
 from .result_files import Benchmark, Result
 
-OURS = "wae-kernels"
-
-# ------------------------------------------------------------------------------------------------ bounds
-
-
-class Bound(NamedTuple):
-    """A target for the ratio of two times.
-
-    ``slow`` and ``fast`` are patterns that match names of sides in ``table``; the fastest match counts. With
-    ``network``, ``aim`` is a share of the ratio between the multiply-adds of this network and those of WAE
-    around it.
-    """
-
-    what: str
-    table: str
-    slow: str
-    fast: str
-    least: float | None = None
-    aim: float | None = None
-    most: float | None = None
-    network: str | None = None
-    batches: Sequence[int] = (1, 8)
-
-    def asked(self) -> tuple[str, str]:
-        """The table's cells: required, and target."""
-        if self.most is not None:
-            return f"at most {self.most:g}x", ""
-        if self.network is not None:
-            return "", f"{self.aim:.0%} of {multiply_adds(self.network):.2f}x"
-        least, aim = (f"{x:g}x" if x is not None else "" for x in (self.least, self.aim))
-        return least, aim
-
-    def cell(self, ratio: float) -> str:
-        """``ratio`` as the table shows it, in bold if it misses the bound."""
-        if self.network is not None:
-            share = ratio / multiply_adds(self.network)
-            text, holds = f"{ratio:.2f}x, {share:.0%}", share >= (self.aim or 0)
-        else:
-            text = f"{ratio:.2f}x"
-            holds = ratio <= self.most if self.most is not None else ratio >= (self.least or 0)
-        return text if holds else f"**{text}**"
-
-
-@functools.cache
-def multiply_adds(network: str) -> float:
-    """The multiply-adds of ``network``, divided by those of WAE around it with its encoder."""
-    stock, wae = (
-        count(on_meta(functools.partial(build, name))).multiply_adds
-        for name in (network.lower(), f"wae_{network.lower()}")
-    )
-    return stock / wae
-
-
-def _of_op(op: str) -> list[Bound]:
-    peer = rf"(?!{OURS}$|PyTorch eager$).*"
-    return [
-        Bound(f"{op} over PyTorch eager", op, "PyTorch eager", OURS, 5.5, 9),
-        Bound(f"{op} over the fastest other baseline", op, peer, OURS, 1.6, 2.4),
-    ]
-
-
-def _of_network(network: str, deployed: tuple[float, float]) -> list[Bound]:
-    stock, wae, table = f"{network} at 224", f"WAE-{network}, deployed", "end to end"
-    return [
-        Bound(f"{wae}, over {network}, eager", table, rf"{stock} \| eager", rf"{wae} \| .*", *deployed),
-        *(
-            Bound(
-                f"{wae}, over {network}, both {runner}",
-                table,
-                rf"{stock} \| {runner}",
-                rf"{wae} \| {runner}",
-                aim=0.93,
-                network=network,
-            )
-            for runner in ("torch.compile", "Winograd", "ONNX Runtime", "OpenVINO")
-        ),
-    ]
-
-
-_IN_PYTORCH = r"\| (eager|channels_last)"
-_STOCK_OPS = rf"WAE-VGG16, stock ops {_IN_PYTORCH}"
-_OUR_ENCODER = rf"WAE-VGG16, our encoder {_IN_PYTORCH}"
-
-BOUNDS = [
-    *_of_network("VGG16", (5, 7)),
-    Bound(
-        "WAE-VGG16, our encoder, over VGG16, both eager",
-        "end to end",
-        rf"VGG16 at 224 {_IN_PYTORCH}",
-        _OUR_ENCODER,
-        3.13,
-    ),
-    Bound(
-        "our ops over stock ops in WAE-VGG16, both eager",
-        "end to end",
-        _STOCK_OPS,
-        rf"WAE-VGG16, our ops {_IN_PYTORCH}",
-        1.08,
-        1.2,
-    ),
-    Bound(
-        "our encoder over stock ops in WAE-VGG16, both eager",
-        "end to end",
-        _STOCK_OPS,
-        _OUR_ENCODER,
-        1.08,
-        1.2,
-    ),
-    *_of_network("ResNet50", (2.5, 4)),
-    *_of_op("encode"),
-    *_of_op("decode"),
-    Bound("encode + backward over PyTorch eager", "encode + backward", "PyTorch eager", OURS, 1.3, 2),
-    Bound("encode of uint8 over float32", "input types, encode", "floating point|float32", "uint8", 1),
-    Bound("encode in int8 over float32", "int8, encode", "float32", "int8", 1.25, 1.8),
-    Bound(
-        "encode, time per pixel: 2048 x 2048 relative to 224 x 224",
-        "resolution, encode",
-        "1 of 2048 x 2048",
-        "84 of 224 x 224",
-        most=1.15,
-    ),
-]
-"""The targets on a CPU."""
-
-
-def _on_gpu(network: str, least: float, aim: float) -> Bound:
-    engine = r"\| float16, (CUDA graph|TensorRT|torch.compile.*)"
-    return Bound(
-        f"WAE-{network} over {network}, both in the fastest engine",
-        "end to end, GPU",
-        rf"{network} at 224 {engine}",
-        rf"WAE-{network}, deployed {engine}",
-        least,
-        aim,
-        batches=(128,),
-    )
-
-
-def _as_one_graph(network: str) -> Bound:
-    return Bound(
-        f"WAE-{network} over {network}, each one CUDA graph",
-        "end to end, GPU",
-        rf"{network} at 224 \| float16, CUDA graph",
-        rf"WAE-{network}, deployed \| float16, CUDA graph",
-        1.5,
-        2.2,
-        batches=(1,),
-    )
-
-
-_PEER = rf"(?!{OURS}).*"
-GPU_BOUNDS = [
-    Bound(
-        "encode float16 over the fastest baseline", "encode, GPU, float16", _PEER, OURS, 3, 6, batches=(64,)
-    ),
-    Bound(
-        "encode + backward over eager AMP",
-        "encode + backward, GPU, float16",
-        "PyTorch eager, autocast",
-        rf"{OURS}, autocast",
-        2,
-        4,
-        batches=(64,),
-    ),
-    _on_gpu("VGG16", 2.6, 3.0),
-    _on_gpu("ResNet50", 1.9, 2.2),
-    _as_one_graph("VGG16"),
-    _as_one_graph("ResNet50"),
-]
-"""The targets on an H100."""
+IN_PYTORCH = r"\| (eager|channels_last)"
+"""A pattern of the ends of names of sides."""
 
 
 def ratio(benchmark: Benchmark, slow: str, fast: str) -> float | None:
@@ -213,24 +40,6 @@ def _least_time(benchmark: Benchmark, pattern: str) -> float | None:
         ),
         default=None,
     )
-
-
-def bounds(results: Sequence[Result], asked: Sequence[Bound]) -> list[str]:
-    """The table of targets, with a column for each result file."""
-    lines = [
-        "| speedup | required | target | " + " | ".join(name(r) for r in results) + " |",
-        "|---|---|---|" + "---|" * len(results),
-    ]
-    for bound in asked:
-        cells = [*bound.asked(), *(_reached(bound, result) for result in results)]
-        lines.append(f"| {bound.what} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def _reached(bound: Bound, result: Result) -> str:
-    measured = sorted(_tables(result, bound.table), key=lambda b: b.get("images", 0))
-    ratios = [ratio(b, bound.slow, bound.fast) for b in measured if b.get("images", 1) in bound.batches]
-    return " / ".join(bound.cell(r) for r in ratios if r is not None) or "not measured"
 
 
 # ---------------------------------------------------------------------------------------- for a decision
@@ -323,7 +132,7 @@ def limits(result: Result) -> str:
 
 def short(result: Result) -> list[str]:
     """The fastest way to run each form of a network."""
-    measured = sorted(_tables(result, "end to end"), key=lambda b: b["images"])
+    measured = sorted(in_table(result, "end to end"), key=lambda b: b["images"])
     batches = sorted({b["images"] for b in measured})
     lines = [
         f"| {name(result)} | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
@@ -335,9 +144,9 @@ def short(result: Result) -> list[str]:
             (f"{network} at 224, eager", rf"{network} at 224 \| eager"),
             (f"{network} at 224, optimised", rf"{network} at 224 \| (?!eager|channels_last).*"),
             (f"{network} at 112, eager", rf"{network} at 112 \| eager"),
-            (f"WAE-{network}, stock ops, eager", rf"WAE-{network}, stock ops {_IN_PYTORCH}"),
-            (f"WAE-{network}, our encoder, eager", rf"WAE-{network}, our encoder {_IN_PYTORCH}"),
-            (f"WAE-{network}, our ops, eager", rf"WAE-{network}, our ops {_IN_PYTORCH}"),
+            (f"WAE-{network}, stock ops, eager", rf"WAE-{network}, stock ops {IN_PYTORCH}"),
+            (f"WAE-{network}, our encoder, eager", rf"WAE-{network}, our encoder {IN_PYTORCH}"),
+            (f"WAE-{network}, our ops, eager", rf"WAE-{network}, our ops {IN_PYTORCH}"),
             (f"WAE-{network}, deployed", rf"WAE-{network}, deployed \| .*"),
         ):
             cells = [
@@ -376,13 +185,14 @@ def full(result: Result) -> list[str]:
     """All tables of one result file."""
     lines = []
     for table in dict.fromkeys(table_of(b) for b in result["benchmarks"]):
-        benchmarks = _tables(result, table)
+        benchmarks = in_table(result, table)
         for part in _LAYOUTS.get(table, _sides)(table, benchmarks):
             lines += ["", *part]
     return lines[1:]
 
 
-def _tables(result: Result, table: str) -> list[Benchmark]:
+def in_table(result: Result, table: str) -> list[Benchmark]:
+    """The benchmarks that belong to a table."""
     return [b for b in result["benchmarks"] if table_of(b) == table]
 
 

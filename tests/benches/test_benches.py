@@ -16,7 +16,7 @@ import torch
 from printed_tables import markdown_row
 from programs import run_program
 
-from benches import accuracy, limits, report, result_files, tables
+from benches import accuracy, limits, report, result_files, tables, targets
 from benches.classifiers import RUNNERS, cells, forms, make, wanted
 
 pytest.importorskip("pytest_benchmark")
@@ -158,7 +158,7 @@ def test_the_page_has_only_parts_with_results() -> None:
 
 
 def bounds(*benchmarks: dict[str, Any]) -> list[str]:
-    return tables.bounds([result(*benchmarks)], tables.BOUNDS)
+    return targets.bounds([result(*benchmarks)], targets.BOUNDS)
 
 
 def test_bounds_give_the_ratio_by_batch_and_mark_misses() -> None:
@@ -174,12 +174,12 @@ def test_bounds_give_the_ratio_by_batch_and_mark_misses() -> None:
 
 
 def test_a_bound_that_is_just_reached_is_met() -> None:
-    least = tables.Bound("", "", "", "", least=2)
+    least = targets.Bound("", "", "", "", least=2)
     assert (least.cell(2.0), least.cell(1.99)) == ("2.00x", "**1.99x**")
-    most = tables.Bound("", "", "", "", most=2)
+    most = targets.Bound("", "", "", "", most=2)
     assert (most.cell(2.0), most.cell(2.01)) == ("2.00x", "**2.01x**")
-    share = tables.Bound("", "", "", "", aim=1.0, network="VGG16")
-    assert share.cell(tables.multiply_adds("VGG16")) == "3.53x, 100%"
+    share = targets.Bound("", "", "", "", aim=1.0, network="VGG16")
+    assert share.cell(targets.multiply_adds("VGG16")) == "3.53x, 100%"
 
 
 def test_a_side_is_known_by_its_full_name() -> None:
@@ -202,8 +202,8 @@ def test_provenance_states_threads_date_commit_and_versions() -> None:
 
 
 def test_ratios_of_multiply_adds_are_counted() -> None:
-    assert round(tables.multiply_adds("VGG16"), 2) == 3.53
-    assert round(tables.multiply_adds("ResNet50"), 2) == 2.89
+    assert round(targets.multiply_adds("VGG16"), 2) == 3.53
+    assert round(targets.multiply_adds("ResNet50"), 2) == 2.89
 
 
 def test_the_decision_table_has_at_most_eight_rows() -> None:
@@ -321,7 +321,7 @@ def test_a_gpu_has_its_own_tables_and_does_not_count_in_the_cpus_bounds() -> Non
         "| encode, GPU, float16 | batch 1 | batch 8 |",
         "| end to end, GPU, batch 1 | eager |",
     ]
-    bound = markdown_row(tables.bounds([both], tables.BOUNDS), "encode over PyTorch eager")
+    bound = markdown_row(targets.bounds([both], targets.BOUNDS), "encode over PyTorch eager")
     assert bound[2] == "20.00x / 20.00x"
     assert tables.short(both) == []
     ops[1]["timings"] = {"wae-kernels": timing(0.001)}
