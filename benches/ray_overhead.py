@@ -4,7 +4,8 @@
 
 Runs WAE-ResNet18 in eager PyTorch on IMAGES (10,000) JPEG files of 320 x 320 pixels, which are read and
 decoded. Each way also runs on a few images: the additional seconds for the others give the rate, and the rest
-of the seconds is the start. Prints JSON, and writes it to FOLDER.
+of the seconds is the start. The two ways run once, one after the other, because each takes minutes; so use a
+machine on which nothing else runs. Prints JSON, and writes it to FOLDER.
 """
 
 from __future__ import annotations
