@@ -8,7 +8,7 @@ import sys
 
 
 def run_program(
-    program: str, *arguments: str, check: bool = True, **environment: str
+    program: str, *arguments: str, check: bool = True, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program, with variables added to its environment. With ``check``, its failure is an assertion."""
     path = os.pathsep.join(folder for folder in sys.path if folder)
@@ -17,7 +17,7 @@ def run_program(
         env={**os.environ, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
     assert not check or done.returncode == 0, done.stderr
     return done

@@ -1,0 +1,158 @@
+"""The host code of the CUDA library, csrc/cuda/ops.cpp, without a GPU: CUDA's runtime is a stand-in.
+
+:func:`libraries` builds it. A program that preloads the runtime calls :func:`start`; then ``torch.ops.wae``
+runs ``ops.cpp`` for tensors on two GPUs, and the PTX machine executes what it launches. torch's own kernels
+do not run there: tensors get to the GPU by copies alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ptx_machine
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[3]
+_CAPABILITY = 80  # as in runtime.cpp
+_OPS = ("encode", "decode", "encode_backward", "decode_backward", "reduce")
+_MODES = ("float16", "bfloat16", "tf32", "float32", "bfloat16_plain")
+_MEMORY_BYTES = 1 << 30  # of each device, as in runtime.cpp
+
+
+class Built(NamedTuple):
+    """The stand-in runtime, to be preloaded, and the library of ops."""
+
+    runtime: Path
+    ops: Path
+
+
+def libraries() -> Built:
+    """Build both libraries, if a source or torch has changed."""
+    here, host = Path(__file__).parent, ROOT / "csrc"
+    own = [Path(__file__), *here.glob("*.cpp"), *(ROOT / "wae_kernels").glob("*.inc")]
+    sources = sorted([*own, *host.glob("cuda/*.[ch]*"), *host.glob("common/*.h")])
+    text = torch.__version__ + "".join(source.read_text() for source in sources)
+    folder = ROOT / "build" / "cuda_runtime" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    built = Built(folder / "runtime.so", folder / "ops.so")
+    if not built.ops.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _build_runtime(here / "runtime.cpp", folder / "others.cpp", built.runtime)
+        _build_ops([host / "cuda/ops.cpp", here / "kernels.cpp"], built.ops)
+    return built
+
+
+def _build_runtime(source: Path, others: Path, library: Path) -> None:
+    """Compile ``source`` and, written to ``others``, the functions that torch imports and it lacks."""
+    _nvcc(source, "-o", library)
+    missing = sorted(_imported() - _names(library, "--defined-only"))
+    others.write_text("".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in missing))
+    # Under this name, torch finds it in place of the driver.
+    _nvcc(source, others, "-Xlinker=-soname=libcuda.so.1", "-o", library)
+
+
+def _build_ops(sources: Sequence[Path], library: Path) -> None:
+    options = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Xcompiler=-fvisibility=hidden"]
+    options += [f"-I{path}" for path in (ROOT / "csrc", ROOT / "wae_kernels")]
+    options += [f"-isystem={path}" for path in cpp_extension.include_paths()]
+    linked = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch_cuda"]
+    made = library.with_suffix(".new")  # its presence says that both libraries are complete
+    _nvcc(*options, *sources, *linked, "-o", made)
+    made.rename(library)
+
+
+def _nvcc(*arguments: str | Path) -> None:
+    flags = ("-std=c++20", "-O1", "-shared", "-cudart=none", "-Xcompiler=-fPIC")
+    _run(ptx_machine.find_nvcc(), *flags, *arguments)
+
+
+def _imported() -> set[str]:
+    """The functions of CUDA's runtime and driver that torch imports."""
+    folder = Path(torch.__file__).parent / "lib"
+    names: set[str] = _names(folder / "libcaffe2_nvrtc.so", "--undefined-only", r"\bcu[A-Z]\w+")
+    for library in ("c10_cuda", "torch_cuda", "torch_cuda_linalg", "torch_python"):
+        names |= _names(folder / f"lib{library}.so", "--undefined-only", r"\b(?:__)?cuda[A-Z]\w+")
+    return names
+
+
+def _names(library: Path, which: str, like: str = r"\w+") -> set[str]:
+    return set(re.findall(like, _run("nm", "-D", which, library)))
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed:\n{done.stderr[:3000]}")
+    return done.stdout
+
+
+# ------------------------------------------------------------------------- in the program that preloads it
+
+
+class Launch(NamedTuple):
+    """What ``ops.cpp`` launched."""
+
+    op: str
+    mode: str
+    device: int
+    grid: int
+    block: int
+    stream: int | None
+
+
+launches: list[Launch] = []
+"""All launches, in order."""
+
+_LAUNCH = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
+)
+
+
+def start(built: Built) -> None:
+    """Load the library of ops, and execute its launches in the PTX machine."""
+    import wae_kernels  # noqa: F401  (defines the ops)
+
+    torch.ops.load_library(built.ops)
+    ctypes.CDLL(None).fake_set_launch(_execute_for(built.ops))
+
+
+def set_image(present: bool) -> None:
+    """Whether the library holds code for the GPUs."""
+    ctypes.CDLL(None).fake_set_image(present)
+
+
+@functools.cache
+def _execute_for(ops: Path) -> Any:
+    from cuda_bindings import runner
+
+    table = ctypes.addressof(ctypes.c_char.in_dll(ctypes.CDLL(str(ops)), "fake_kernels"))
+
+    def execute(
+        kernel: int, device: int, grid: int, block: int, parameters: int, shared: int, stream: int | None
+    ) -> int:
+        op, mode = divmod(kernel - table, len(_MODES))
+        launch = Launch(_OPS[op], _MODES[mode], device, grid, block, stream)
+        launches.append(launch)
+        translated = runner.kernel(launch.op, "" if launch.op == "reduce" else launch.mode, _CAPABILITY)
+        memory = ptx_machine.Memory()
+        for number in range(2):  # the PTX machine's addresses of these are their own
+            address = (65 + number) << 40
+            array = np.ctypeslib.as_array((ctypes.c_uint8 * _MEMORY_BYTES).from_address(address))
+            assert memory.address_of(array, f"the memory of GPU {number}") == address
+        data = ctypes.string_at(parameters, translated.params[0].size)
+        try:
+            translated.launch(grid, block, [data], shared_bytes=shared, memory=memory)
+        except ptx_machine.KernelError as error:
+            print(error, flush=True)
+            return 1
+        return 0
+
+    return _LAUNCH(execute)
