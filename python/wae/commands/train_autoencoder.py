@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wae.training.plan import BATCH, SEED, WEIGHT
+from wae.training.plan import BATCH, EPOCHS, SEED, WEIGHT
 
 from . import shared
 
 HELP = "train the auto-encoder on photos"
 
+_STEPS = (1, 500 * EPOCHS[1])  # epochs have 500 steps at most
 _PLAN = ("batch", "learning_rate", "energy_weight", "seed")  # options that replace entries of the plan
 
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="resume from the checkpoint in FILE if there is one"
     )
     for name, kind, text in (
-        ("steps", shared.positive, "optimizer steps (default: 40000)"),
+        ("steps", shared.integer(*_STEPS), "optimizer steps (default: 40000)"),
         ("batch", shared.integer(*BATCH), "crops per step (default: 8)"),
         ("crop", shared.positive, "side of a crop in pixels (default: 64)"),
         ("learning-rate", shared.number(*WEIGHT), "peak learning rate of Adam (default: 0.001)"),

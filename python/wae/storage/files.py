@@ -190,9 +190,12 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
-    """The OSError of a full disk or quota in the chain of causes of ``error``; None if there is none."""
+    """The OSError of a full disk, or one too full for this file, among the causes of ``error``; or None.
+
+    A quota, and the limit of a file's size that a file system or ``ulimit -f`` has, count too.
+    """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -328,6 +328,7 @@ def test_wrong_usage_exits_with_2(arguments):
         *(
             f"train-autoencoder -o d --{option}"
             for option in (
+                "steps 500000001",
                 "learning-rate nan",
                 "energy-weight=-1",
                 "seed 2147483649",

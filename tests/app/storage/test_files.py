@@ -382,15 +382,23 @@ def test_errors_name_the_target_and_not_the_temporary_file(tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), RuntimeError("iostream error")])
-def test_the_error_of_a_full_temporary_folder_names_its_place(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOSPC, "full"), errno.ENOSPC),
+        (OSError(errno.EFBIG, "full"), errno.EFBIG),
+        (RuntimeError("iostream error"), errno.ENOSPC),
+    ],
+    ids=["full", "limited", "of a library"],
+)
+def test_the_error_of_a_full_temporary_folder_names_its_place(tmp_path, monkeypatch, error, number):
     """Whatever a library raises when it cannot write."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=0))
     with pytest.raises(OSError, match=r"full|No space left") as raised, files.temporary_folder():
         raise error
-    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert (raised.value.errno, raised.value.filename) == (number, str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
