@@ -112,7 +112,7 @@ def _joined(sizes: Iterable[str]) -> str:
 
 def _may_hold(condition: bool | torch.SymBool) -> bool:
     """Whether a condition on sizes holds, or cannot be decided while an op is traced: its kernel decides."""
-    if torch.jit.is_tracing():  # sizes are tensors, and torch warns of decisions by them
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # sizes are tensors; it warns of decisions by them
         return True
     if not isinstance(condition, torch.SymBool):
         return bool(condition)
