@@ -104,17 +104,6 @@ WAE_INLINE void for_tiles(const Conv3x3Args& args, const Conv3x3Task& task, cons
 
 // ------------------------------------------------------------------------------------------------ V and U
 
-// Calls f<begin, end> for groups of the six rows of a transform that share terms. Each group loads the inputs again,
-// but its sums stay in registers; all 36 would be spilled to the stack. The compiler eliminates what f computes for the
-// other rows.
-template <class F>
-WAE_INLINE void for_row_groups(const F& f) {
-  f.template operator()<0, 1>();
-  f.template operator()<1, 3>();
-  f.template operator()<3, 5>();
-  f.template operator()<5, 6>();
-}
-
 // Points pixels[i] to the 6x6 inputs of a tile, from input channel `first` on: in the image if vectors can be read
 // there, else in `copy`, padded to full vectors. Pixels outside the image are zeros.
 WAE_INLINE void find_pixels(const Conv3x3Args& args, const TilePlace& place, int64_t first, int channels,

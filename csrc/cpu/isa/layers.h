@@ -96,31 +96,57 @@ WAE_INLINE void transform_output(const Vec m[6], Vec y[4]) {
   y[3] = fma(broadcast(8), d2, d1) + m[5];
 }
 
-// V = B^T d B of `tiles` neighbouring tiles; rows[i] points at the first tile's leftmost input.
-inline void winograd_input(const float* const rows[kPatch], int tiles, WinogradScratch& scratch) {
+// Calls f<begin, end> for groups of the six rows of a transform that share terms. Each group loads the inputs again,
+// but its sums stay in registers; all 36 would be spilled to the stack. The compiler eliminates what f computes for the
+// other rows.
+template <class F>
+WAE_INLINE void for_row_groups(const F& f) {
+  f.template operator()<0, 1>();
+  f.template operator()<1, 3>();
+  f.template operator()<3, 5>();
+  f.template operator()<5, 6>();
+}
+
+// B^T d of column x of a patch; rows[i] points at column 0.
+WAE_INLINE void transform_column(const float* const rows[kPatch], int64_t x, Vec v[kPatch]) {
+  Vec d[kPatch];
+  for (int i = 0; i < kPatch; ++i) d[i] = load(rows[i] + x * kChannels);
+  transform_input(d, v);
+}
+
+// Rows [kBegin, kEnd) of V = B^T d B of `tiles` neighbouring tiles; inputs[i] points at the first tile's leftmost input.
+template <int kBegin, int kEnd>
+WAE_NOINLINE void winograd_input_rows(const float* const inputs[kPatch], int tiles,
+                                      WinogradScratch& scratch) {
   for (int k = 0; k < kChannels; k += kLanes) {
-    Vec columns[kPatch][kPatch];  // [row][column], transformed along the columns
-    auto transform_column = [&](int column, int64_t x) {
-      Vec d[kPatch], v[kPatch];
-      for (int i = 0; i < kPatch; ++i) d[i] = load(rows[i] + x * kChannels + k);
-      transform_input(d, v);
-      for (int i = 0; i < kPatch; ++i) columns[i][column] = v[i];
-    };
-    transform_column(4, 0);
-    transform_column(5, 1);
+    const float* rows[kPatch];
+    for (int i = 0; i < kPatch; ++i) rows[i] = inputs[i] + k;
+    Vec columns[kPatch][kPatch];  // [column][row]
+    transform_column(rows, 0, columns[4]);
+    transform_column(rows, 1, columns[5]);
     for (int t = 0; t < tiles; ++t) {
-      for (int i = 0; i < kPatch; ++i) {  // a tile shares two columns with the tile to its left
-        columns[i][0] = columns[i][4];
-        columns[i][1] = columns[i][5];
+#pragma GCC unroll 6
+      for (int j = 0; j < kPatch; ++j) {  // a tile shares two columns with the tile to its left
+        if (j < 2) {
+          for (int i = kBegin; i < kEnd; ++i) columns[j][i] = columns[j + kTile][i];
+        } else {
+          transform_column(rows, kTile * t + j, columns[j]);
+        }
       }
-      for (int j = 2; j < kPatch; ++j) transform_column(j, kTile * t + j);
-      for (int i = 0; i < kPatch; ++i) {
+#pragma GCC unroll 2
+      for (int i = kBegin; i < kEnd; ++i) {
+        const Vec d[kPatch] = {columns[0][i], columns[1][i], columns[2][i],
+                               columns[3][i], columns[4][i], columns[5][i]};
         Vec v[kPatch];
-        transform_input(columns[i], v);
+        transform_input(d, v);
         for (int j = 0; j < kPatch; ++j) store(&scratch.v[i * kPatch + j][t][k], v[j]);
       }
     }
   }
+}
+
+inline void winograd_input(const float* const inputs[kPatch], int tiles, WinogradScratch& scratch) {
+  for_row_groups([&]<int kBegin, int kEnd>() { winograd_input_rows<kBegin, kEnd>(inputs, tiles, scratch); });
 }
 
 // Calls f.template operator()<N>(begin) for blocks of N <= kMax that cover [0, count) and are as equal as possible.
@@ -279,6 +305,9 @@ inline void conv16(const float* const inputs[kPatch], int tiles, const Winograd1
 
 // ------------------------------------------------------------------------------ few channels in, 16 out
 
+// Taps of a row that are unrolled together share broadcasts; with 16 registers GCC would keep those on the stack.
+inline constexpr int kTapsUnrolled = kLanes == 16 ? 3 : 1;
+
 // `count` columns of one row of a 3 -> 16 convolution. inputs[ky][c] point at the column left of the first one, output
 // at the first one.
 template <class Epilogue>
@@ -297,7 +326,7 @@ inline void conv3to16(const float* const inputs[3][3], float* output, int64_t co
 #pragma GCC unroll 3
       for (int c = 0; c < 3; ++c) {
         const float* x = inputs[ky][c] + begin;
-#pragma GCC unroll 3
+#pragma GCC unroll kTapsUnrolled
         for (int kx = 0; kx < 3; ++kx) {
           Vec w[kVecs];
 #pragma GCC unroll 4
@@ -322,6 +351,11 @@ inline void conv3to16(const float* const inputs[3][3], float* output, int64_t co
   });
 }
 
+// The pairs of output pixels, and the vectors of their channels, whose sums stay in registers with the weights. One
+// vector of many pairs needs the fewest loads. The portable version takes one pair, because its broadcasts are slow.
+inline constexpr int kPairs = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 1;
+inline constexpr int kPairVecs = kLanes >= 8 ? 1 : kVecs;
+
 // `pairs` pairs of output columns (2x, 2x+1) of one row of a transposed convolution to 16 channels. An even row reads
 // one input row (taps ky = 1), an odd row two (ky = 2 for the upper one, ky = 0 for the lower one). inputs[r] point at
 // the column of the first pair, in the first plane. kPlanes is the number of planes if it is known at compile time; if
@@ -332,43 +366,47 @@ inline void upsample_to16(const float* const inputs[2], int64_t plane_size, int 
                           const float* bias, const Epilogue& epilogue) {
   if constexpr (kPlanes > 0) planes = kPlanes;
   const int64_t tap_size = int64_t{planes} * kChannels;
-  for_blocks<kBlock / 2>(pairs, [&]<int kPairs>(int64_t begin) {
-    Vec even[kPairs][kVecs], odd[kPairs][kVecs];
+  for (int k = 0; k < kChannels; k += kPairVecs * kLanes) {
+    for_blocks<kPairs>(pairs, [&]<int kCount>(int64_t begin) {
+      Vec even[kCount][kPairVecs], odd[kCount][kPairVecs];
 #pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) {
-      const Vec start = bias != nullptr ? load(bias + j * kLanes) : zero();
+      for (int j = 0; j < kPairVecs; ++j) {
+        const Vec start = bias != nullptr ? load(bias + k + j * kLanes) : zero();
 #pragma GCC unroll 16
-      for (int t = 0; t < kPairs; ++t) even[t][j] = odd[t][j] = start;
-    }
-    for (int r = 0; r < input_rows; ++r) {
-      const float* x = inputs[r] + begin;
-      const float* w = weights + 3 * ky[r] * tap_size;
+        for (int t = 0; t < kCount; ++t) even[t][j] = odd[t][j] = start;
+      }
+      for (int r = 0; r < input_rows; ++r) {
+        const float* x = inputs[r] + begin;
+        const float* w = weights + 3 * ky[r] * tap_size + k;
 #pragma GCC unroll 6
-      for (int c = 0; c < planes; ++c, x += plane_size, w += kChannels) {
+        for (int c = 0; c < planes; ++c, x += plane_size, w += kChannels) {
 #pragma GCC unroll 4
-        for (int j = 0; j < kVecs; ++j) {
-          const Vec right = load(w + j * kLanes);
-          const Vec centre = load(w + tap_size + j * kLanes);
-          const Vec left = load(w + 2 * tap_size + j * kLanes);
+          for (int j = 0; j < kPairVecs; ++j) {
+            const Vec right = load(w + j * kLanes);
+            const Vec centre = load(w + tap_size + j * kLanes);
+            const Vec left = load(w + 2 * tap_size + j * kLanes);
 #pragma GCC unroll 16
-          for (int t = 0; t < kPairs; ++t) {
-            even[t][j] = fma(broadcast(x[t]), centre, even[t][j]);
-            odd[t][j] = fma(broadcast(x[t]), left, odd[t][j]);
-            odd[t][j] = fma(broadcast(x[t + 1]), right, odd[t][j]);
+            for (int t = 0; t <= kCount; ++t) {
+              const Vec value = broadcast(x[t]);
+              if (t > 0) odd[t - 1][j] = fma(value, right, odd[t - 1][j]);
+              if (t == kCount) break;
+              even[t][j] = fma(value, centre, even[t][j]);
+              odd[t][j] = fma(value, left, odd[t][j]);
+            }
           }
         }
       }
-    }
 #pragma GCC unroll 16
-    for (int t = 0; t < kPairs; ++t) {
+      for (int t = 0; t < kCount; ++t) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kVecs; ++j) {
-        const int64_t offset = 2 * (begin + t) * kChannels + j * kLanes;
-        store(output + offset, epilogue(even[t][j], 0, offset));
-        store(output + offset + kChannels, epilogue(odd[t][j], 0, offset + kChannels));
+        for (int j = 0; j < kPairVecs; ++j) {
+          const int64_t offset = 2 * (begin + t) * kChannels + k + j * kLanes;
+          store(output + offset, epilogue(even[t][j], 0, offset));
+          store(output + offset + kChannels, epilogue(odd[t][j], 0, offset + kChannels));
+        }
       }
-    }
-  });
+    });
+  }
 }
 
 // ------------------------------------------------------------------------------ 16 channels in, few out
