@@ -1,8 +1,8 @@
 """``encode``, ``encode_int8``, ``decode``, ``decode_scores``: the documented interface of ``torch.ops.wae``.
 
 Inside a torch.func transform (grad, jvp, jacrev, vmap, ...) and with dual numbers these functions run the
-reference, whose operators every transform supports; the ops themselves raise there. ``encode_int8`` has no
-gradients and always calls its op.
+reference, whose operators every transform supports, also when they are compiled; the ops themselves have no
+derivatives there and raise. ``encode_int8`` has no gradients and always calls its op.
 """
 
 from __future__ import annotations
