@@ -120,6 +120,7 @@ class Deployed:
         Raises:
             FileExistsError: something is at ``folder``, and ``force`` is false or it is no deployed network.
             EngineError: the engine cannot save networks, or the encoder has hooks or changed layers.
+            SavedError: a name in the path of ``folder`` is not UTF-8.
             OSError: the folder cannot be written; the disk is full, for example.
         """
         with self._lock, undisturbed(self._front.device):

@@ -22,7 +22,7 @@ from .engines import ENGINES, EngineError
 from .engines.int8 import ByteInput
 from .front import End, Front
 from .precision import DTYPES
-from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, SavedError, made_by
+from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, SavedError, check_name, made_by
 from .undisturbed import undisturbed
 
 _log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
 
 
 def _loaded(folder: Path, rebuild: bool) -> Deployed:
+    check_name(folder)
     about = _about(folder)
     for name, wanted in about["files"].items():
         path = folder / name

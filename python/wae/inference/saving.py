@@ -69,6 +69,7 @@ def save(
         scores_dtype: the dtype of its scores.
         inputs: example inputs of the engine.
     """
+    check_name(folder)
     engine = ENGINES[about["engine"]]
     if engine.load is None or front.device.type != "cpu":
         raise EngineError(f"{engine.name} on {front.device.type} cannot be saved")
@@ -101,6 +102,14 @@ def save(
             "files": {path.name: sha256(path) for path in sorted(new.iterdir()) if path.is_file()},
         }
         (new / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def check_name(folder: Path) -> None:
+    """Raise SavedError if the path of ``folder`` is no Unicode text, because no engine opens a file there."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise SavedError(f"{str(folder)!a}: a name in this path is not UTF-8; rename it") from None
 
 
 def _is_its_tensors(encoder: nn.Module) -> bool:

@@ -110,6 +110,18 @@ def test_a_loaded_network_can_be_saved_again(engine, model, tmp_path):
     }
 
 
+def test_a_folder_may_have_any_unicode_name_and_no_other(model, tmp_path):
+    """The engines' C++ opens no path of other bytes; they said so in words about their own code."""
+    deployed, odd = deploy(model, SIZE, 1, "eager"), tmp_path / "-\n \u00e9\U0001f600"
+    deployed.save(odd)
+    assert wae.load_deployed(odd).engine == "eager"
+    no_text = tmp_path / "a\udcff"
+    for use in (deployed.save, wae.load_deployed):
+        with pytest.raises(SavedError, match=r"a\\udcff': a name in this path is not UTF-8"):
+            use(no_text)
+    assert list(tmp_path.iterdir()) == [odd]
+
+
 @pytest.mark.parametrize("part", ["", "conv1"])
 def test_an_encoder_with_hooks_is_not_saved(part, model, tmp_path):
     """It can be deployed, but a folder holds only its tensors: a loaded one would give other scores."""
