@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from wae.training.plan import BATCH, EPOCHS, SEED, WEIGHT
+from wae.training.plan import EPOCHS, SEED, WEIGHT
 
-from . import shared
+from . import shared, types
 
-_MOST = 1e6  # as in wae.experiments.acceleration.settings
+_MOST = WEIGHT[1]  # as in wae.experiments.acceleration.settings, whose import is slow
 
 HELP = "make a trained classifier faster, and report what that costs in accuracy"
 
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_input(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--input-size", type=shared.size, metavar="N", help="side of the original's images, in pixels"
+        "--input-size", type=types.size, metavar="N", help="side of the original's images, in pixels"
     )
     group.add_argument(
         "--interpolation",
@@ -69,7 +69,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
     for name, least in (("mean", -_MOST), ("std", 1e-6)):
         group.add_argument(
             f"--{name}",
-            type=shared.number(least, _MOST),
+            type=types.number(least, _MOST),
             nargs=3,
             metavar=("R", "G", "B"),
             help=f"{name} of the colours (0..1) by which the network expects them normalised",
@@ -82,7 +82,7 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--target-ms",
-        type=shared.number(1e-6, _MOST),
+        type=types.number(1e-6, _MOST),
         metavar="MS",
         help="target time of a call in milliseconds, instead",
     )
@@ -94,13 +94,13 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--size",
-        type=shared.size,
+        type=types.size,
         metavar="N",
         help="side of its images, in pixels (default: as the original)",
     )
     group.add_argument(
         "--factor",
-        type=shared.integer(1, 64),
+        type=types.integer(1, 64),
         metavar="N",
         help="divisor of the light body's channels (default: 4)",
     )
@@ -112,7 +112,7 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--mimic",
-        type=shared.number(*WEIGHT),
+        type=types.number(*WEIGHT),
         metavar="X",
         help="weight of the distance to the original's scores in the loss (default: 0 or 1, by a trial)",
     )
@@ -127,21 +127,16 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
 def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", metavar="FILE|NAME", help="plan of the stages")
     group.add_argument(
-        "--epochs", type=shared.integer(*EPOCHS), metavar="N", help="epochs of the longest stage"
-    )
-    group.add_argument(
-        "--learning-rate", type=shared.number(*WEIGHT), metavar="X", help="peak learning rate of every stage"
+        "--epochs", type=types.integer(*EPOCHS), metavar="N", help="epochs of the longest stage"
     )
     group.add_argument(
         "--optimizer",
         choices=("adamw", "sgd"),
         help="optimizer of the stages with labels (default: a trial decides; adamw with --learning-rate)",
     )
+    shared.add_rate_and_batch(group)
     group.add_argument(
-        "--batch", type=shared.integer(*BATCH), metavar="N", help="images per step, over all processes"
-    )
-    group.add_argument(
-        "--seed", type=shared.integer(*SEED), default=0, metavar="N", help="random seed (default: 0)"
+        "--seed", type=types.integer(*SEED), default=0, metavar="N", help="random seed (default: 0)"
     )
 
 
@@ -156,11 +151,11 @@ def _add_deployment(group: argparse._ArgumentGroup) -> None:
         "--engine", default="auto", metavar="NAME", help="engine of wae.deploy (default: auto)"
     )
     group.add_argument(
-        "--images", type=shared.batch, default=1, metavar="N", help="images per call (default: 1)"
+        "--images", type=types.batch, default=1, metavar="N", help="images per call (default: 1)"
     )
     group.add_argument(
         "--max-drop",
-        type=shared.share,
+        type=types.share,
         default=0.01,
         metavar="X",
         help="accuracy that a precision may cost (default: 0.01)",
@@ -168,12 +163,7 @@ def _add_deployment(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--on-corrupt",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do about images that cannot be read (default: error)",
-    )
+    shared.add_on_corrupt(group)
     shared.add_max_pixels(group)
     shared.add_workers(group)
     shared.add_device(group)

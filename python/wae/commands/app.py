@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wae.errors import WaeError
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from wae.experiments import answers
@@ -48,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)"
     )
     parser.add_argument(
-        "--port", type=shared.port, default=7860, metavar="N", help="port, 0 for a free one (default: 7860)"
+        "--port", type=types.port, default=7860, metavar="N", help="port, 0 for a free one (default: 7860)"
     )
     parser.add_argument(
         "--max-pixels",
-        type=shared.positive,
+        type=types.positive,
         metavar="N",
         help="refuse images with more pixels (default: 25000000)",
     )

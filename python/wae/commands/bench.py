@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from wae.experiments import bench
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         nargs="+",
-        type=shared.positive,
+        type=types.positive,
         default=[1, 8],
         metavar="N",
         help="images per call (default: 1 8)",
@@ -47,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=shared.positive,
+        type=types.positive,
         metavar="N",
         help="side of the images in pixels (default: the network's, usually 224)",
     )
     parser.add_argument(
         "--seconds",
-        type=shared.seconds,
+        type=types.seconds,
         default=10.0,
         metavar="S",
         help="time spent on timing each network at each batch size, in addition to building (default: 10)",

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality",
-        type=shared.percent,
+        type=types.percent,
         metavar="N",
         help=f"quality of a lossy format, 1 to 100 (default: {_QUALITY} for JPEG; lossless WebP)",
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-timing", action="store_true", help="do not measure times")
     parser.add_argument(
         "--seconds",
-        type=shared.seconds,
+        type=types.seconds,
         default=8.0,
         metavar="S",
         help="time to spend on each timing (default: 8)",

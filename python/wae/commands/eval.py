@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wae.wording import counted
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     import torch
@@ -52,20 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="engine of wae.deploy, for --deployed (default: auto, the fastest)",
     )
     parser.add_argument(
-        "--batch", type=shared.batch, default=64, metavar="N", help="images per call (default: 64)"
+        "--batch", type=types.batch, default=64, metavar="N", help="images per call (default: 64)"
     )
-    parser.add_argument(
-        "--on-corrupt",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do about images that cannot be read (default: error)",
-    )
+    shared.add_on_corrupt(parser)
     shared.add_max_pixels(parser)
     shared.add_workers(parser)
     shared.add_device(parser)
     parser.add_argument(
         "--seconds",
-        type=shared.seconds,
+        type=types.seconds,
         default=5.0,
         metavar="S",
         help="time to spend on the timings (default: 5)",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wae.wording import counted
 
-from . import shared
+from . import shared, types
 
 HELP = "export a network as ONNX, as a torch.export program, compiled by AOTInductor, or for ExecuTorch"
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=shared.image_size,
+        type=types.image_size,
         metavar="N|HEIGHTxWIDTH",
         help="side of the images in pixels, or both sides (default: as in the checkpoint)",
     )
@@ -99,4 +99,4 @@ _ANY = 0  # stands for any number of images per call
 
 def _batch(text: str) -> int:
     """An argparse type: images per call, or :data:`_ANY` for `dynamic`."""
-    return _ANY if text == "dynamic" else shared.batch(text)
+    return _ANY if text == "dynamic" else types.batch(text)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wae.errors import WaeError
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from wae.data.input import Input
@@ -36,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_model(parser)
     parser.add_argument(
-        "--top", type=shared.positive, default=3, metavar="K", help="classes per image (default: 3)"
+        "--top", type=types.positive, default=3, metavar="K", help="classes per image (default: 3)"
     )
     parser.add_argument(
         "--batch",
-        type=shared.batch,
+        type=types.batch,
         default=32,
         metavar="N",
         help="images per call of the network (default: 32)",
@@ -149,7 +149,7 @@ def _check_sources(sources: Sequence[Path]) -> None:
 
     left_out = LeftOut()
     if next(find(sources, left_out), None) is None:
-        raise _none(sources, left_out)
+        raise _no_images(sources, left_out)
 
 
 def _network(options: argparse.Namespace, weights: Path, input: Input) -> predict.Network:
@@ -239,7 +239,7 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     left_out = LeftOut()
     found = list(find([source.absolute() for source in options.sources], left_out))
     if not found:
-        raise _none(options.sources, left_out)
+        raise _no_images(options.sources, left_out)
     try:
         failed = ray.predict(
             found,
@@ -279,7 +279,7 @@ def _not_for_clusters(options: argparse.Namespace) -> str:
     return ""
 
 
-def _none(sources: Sequence[Path], left_out: object) -> shared.Failure:
+def _no_images(sources: Sequence[Path], left_out: object) -> shared.Failure:
     why = f" ({left_out})" if str(left_out) else ""
     return shared.Failure(f"no images found in {', '.join(map(str, sources))}{why}")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wae.cores import usable_cores
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "camvid: folder with {train,val,test}/{images,labels}",
     )
     parser.add_argument(
-        "--seeds", type=shared.processes, metavar="N", help="number of seeds per network (default: 3)"
+        "--seeds", type=types.processes, metavar="N", help="number of seeds per network (default: 3)"
     )
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="only these networks, by their names in the table"
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--times",
-        type=shared.positive,
+        type=types.positive,
         default=1,
         metavar="N",
         help="multiply the plan's epochs with labels by N (default: 1)",
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--processes",
-        type=shared.processes,
+        type=types.processes,
         metavar="N",
         help="parallel trainings, each on one core (default: one per usable core; one on a GPU)",
     )
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--size",
-        type=shared.image_size,
+        type=types.image_size,
         metavar="N|HEIGHTxWIDTH",
         help=f"imagenette: {', '.join(map(str, _SIDES))} (default: 64; 128 for ResNets); "
         "camvid: HEIGHTxWIDTH (default: 360x480)",
@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--also-at",
         nargs="+",
-        type=shared.size,
+        type=types.size,
         metavar="N",
         help="more baselines: the full network on images of N x N, for example with WAE's time",
     )
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
             text = markdown(table, claim)
             picture = claim.picture(data, options.output)
             try:
-                _keep(options.output, text, picture)
+                _write(options.output, text, picture)
             except OSError as error:
                 if error.errno not in _READ_ONLY:
                     raise
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _keep(folder: Path, table: str, picture: Image | None) -> None:
+def _write(folder: Path, table: str, picture: Image | None) -> None:
     from wae.storage.files import written
 
     with written(folder / "table.md", force=True) as file:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +21,12 @@ HELP = "check every op on every backend of this machine against the float64 refe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "--seconds", type=shared.seconds, default=20.0, metavar="S", help="duration (default: 20)"
+        "--seconds", type=types.seconds, default=20.0, metavar="S", help="duration (default: 20)"
     )
     parser.add_argument(
-        "--first", type=shared.whole, default=0, metavar="N", help="number of the first problem (default: 0)"
+        "--first", type=types.whole, default=0, metavar="N", help="number of the first problem (default: 0)"
     )
-    parser.add_argument("--only", type=shared.whole, metavar="N", help="run only problem N")
+    parser.add_argument("--only", type=types.whole, metavar="N", help="run only problem N")
     shared.add_json(parser)
 
 

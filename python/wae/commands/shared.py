@@ -10,13 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING
 
 from wae.errors import WaeError
 from wae.termination import INTERRUPTED, Terminated
+from wae.training.plan import BATCH, WEIGHT
 from wae.wording import printable
+
+from . import types
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
 
     from wae.models.autoencoder import AutoEncoder
     from wae.storage.checkpoint import Input
-
-_N = TypeVar("_N", int, float)
-
-_MOST = 2**63 - 1  # the libraries behind the options use 64-bit integers
 
 STANDARD = Path("-")
 """Stands for standard input or output in place of a file name. (A file of that name is ``$PWD/-``.)"""
@@ -49,6 +47,26 @@ def interrupted(interrupt: KeyboardInterrupt, more: str = "") -> int:
     if isinstance(interrupt, Terminated):
         return complain(f"terminated{more}", 128 + interrupt.number)
     return complain(f"interrupted{more}", INTERRUPTED)
+
+
+def add_on_corrupt(parser: argparse._ActionsContainer) -> None:
+    """Add the option ``--on-corrupt`` of commands that read a data set."""
+    parser.add_argument(
+        "--on-corrupt",
+        choices=("error", "skip"),
+        default="error",
+        help="what to do about images that cannot be read (default: error)",
+    )
+
+
+def add_rate_and_batch(parser: argparse._ActionsContainer) -> None:
+    """Add the options ``--learning-rate`` and ``--batch``, which replace what a plan says."""
+    parser.add_argument(
+        "--learning-rate", type=types.number(*WEIGHT), metavar="X", help="peak learning rate of every stage"
+    )
+    parser.add_argument(
+        "--batch", type=types.integer(*BATCH), metavar="N", help="images per step, over all processes"
+    )
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +92,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_workers(parser: argparse._ActionsContainer) -> None:
     """Add the option ``--workers`` of commands that read a data set."""
     parser.add_argument(
-        "--workers", type=workers, default=0, metavar="N", help="processes that read images (default: 0)"
+        "--workers",
+        type=types.workers,
+        default=0,
+        metavar="N",
+        help="processes that read images (default: 0)",
     )
 
 
@@ -101,7 +123,7 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
     """Add the option ``--max-pixels`` of commands that read images."""
     parser.add_argument(
         "--max-pixels",
-        type=positive,
+        type=types.positive,
         metavar="N",
         help="refuse images with more pixels (default: 89478485, Pillow's limit)",
     )
@@ -147,7 +169,7 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-drop",
-        type=share,
+        type=types.share,
         default=0.005,
         metavar="X",
         help="largest share of images whose class may change (default: 0.005)",
@@ -172,85 +194,6 @@ def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] |
     if not options.calibrate.is_dir():
         raise CalibrationError(f"--calibrate: {options.calibrate} is not a folder")
     return in_folder(options.calibrate, input, 100 + CHECKED)
-
-
-def integer(least: int, most: int) -> Callable[[str], int]:
-    """An argparse type: an integer from ``least`` to ``most``."""
-    return partial(_number, int, least=least, most=most, needs=f"a whole number from {least} to {most}")
-
-
-def number(least: float, most: float) -> Callable[[str], float]:
-    """An argparse type: a number from ``least`` to ``most``."""
-    return partial(_number, float, least=least, most=most, needs=f"a number from {least:g} to {most:g}")
-
-
-def positive(text: str) -> int:
-    """An argparse type: an integer, 1 or more."""
-    return _number(int, text, 1, _MOST, "a whole number from 1")
-
-
-def whole(text: str) -> int:
-    """An argparse type: an integer, 0 or more."""
-    return _number(int, text, 0, _MOST, "a whole number from 0")
-
-
-def batch(text: str) -> int:
-    """An argparse type: images per call of a network."""
-    return _number(int, text, 1, 4096, "a whole number from 1 to 4096")
-
-
-def workers(text: str) -> int:
-    """An argparse type: a number of worker processes, from 0."""
-    return _number(int, text, 0, 256, "a whole number from 0 to 256")
-
-
-def processes(text: str) -> int:
-    """An argparse type: a number of processes, from 1."""
-    return _number(int, text, 1, 256, "a whole number from 1 to 256")
-
-
-def size(text: str) -> int:
-    """An argparse type: the side of a network's images in pixels."""
-    from wae.data.input import MAX_SIZE
-
-    return _number(int, text, 1, MAX_SIZE, f"a whole number from 1 to {MAX_SIZE}")
-
-
-def image_size(text: str) -> int | tuple[int, int]:
-    """An argparse type: the side of a network's images in pixels, or HEIGHTxWIDTH."""
-    height, by, width = text.partition("x")
-    try:
-        return (size(height), size(width)) if by else size(text)
-    except argparse.ArgumentTypeError as error:
-        needs = str(error).partition(", got")[0]
-        raise argparse.ArgumentTypeError(f"{needs}, or HEIGHTxWIDTH, got {text[:40]}") from None
-
-
-def port(text: str) -> int:
-    """An argparse type: a TCP port, or 0."""
-    return _number(int, text, 0, 65535, "a port from 0 to 65535")
-
-
-def seconds(text: str) -> float:
-    """An argparse type: a number of seconds, from 0 to an hour."""
-    return _number(float, text, 0, 3600, "seconds from 0 to 3600")
-
-
-def percent(text: str) -> int:
-    """An argparse type: an integer from 1 to 100."""
-    return _number(int, text, 1, 100, "a whole number from 1 to 100")
-
-
-def share(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    return _number(float, text, 0, 1, "a number from 0 to 1")
-
-
-def _number(kind: Callable[[str], _N], text: str, least: float, most: float, needs: str) -> _N:
-    with suppress(ValueError):
-        if least <= (value := kind(text)) <= most:  # NaN neither
-            return value
-    raise argparse.ArgumentTypeError(f"needs {needs}, got {text[:40]}")
 
 
 @contextmanager

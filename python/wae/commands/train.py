@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wae.training.plan import BATCH, EPOCHS, SEED, WEIGHT
+from wae.training.plan import BATCH, EPOCHS, SEED
 from wae.wording import file_of, reason
 
-from . import shared
+from . import shared, types
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wae.training.plan import Plan
+    from wae.training.session import Session
     from wae.training.state import Epoch
 
 HELP = "train a classifier or a segmentation network in the method's three stages"
+
+_Size = int | tuple[int, int] | None  # of the images, in pixels; None for the default
 
 _PRECISIONS = ("float32", "float16", "bfloat16")
 
@@ -101,37 +104,27 @@ def _add_overrides(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="only stages of these kinds: 1, 2, 3",
     )
-    group.add_argument("--epochs", type=shared.integer(*EPOCHS), metavar="N", help="epochs of every stage")
-    group.add_argument(
-        "--learning-rate", type=shared.number(*WEIGHT), metavar="X", help="peak learning rate of every stage"
-    )
-    group.add_argument(
-        "--batch", type=shared.integer(*BATCH), metavar="N", help="images per step, over all processes"
-    )
+    group.add_argument("--epochs", type=types.integer(*EPOCHS), metavar="N", help="epochs of every stage")
+    shared.add_rate_and_batch(group)
     group.add_argument(
         "--accumulate",
-        type=shared.integer(*BATCH),
+        type=types.integer(*BATCH),
         metavar="N",
         help="parts in which a batch is computed, to save memory",
     )
     group.add_argument("--precision", choices=_PRECISIONS, help="precision of the training")
-    group.add_argument("--seed", type=shared.integer(*SEED), metavar="N", help="random seed")
+    group.add_argument("--seed", type=types.integer(*SEED), metavar="N", help="random seed")
 
 
 def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--size",
-        type=shared.image_size,
+        type=types.image_size,
         metavar="N|HEIGHTxWIDTH",
         help="size of images from files (default: as for the original, otherwise 224; with a class for each "
         "pixel that of the first image)",
     )
-    group.add_argument(
-        "--on-corrupt",
-        choices=("error", "skip"),
-        default="error",
-        help="what to do about images that cannot be read (default: error)",
-    )
+    shared.add_on_corrupt(group)
     shared.add_max_pixels(group)
     shared.add_workers(group)
     shared.add_device(group)
@@ -139,33 +132,13 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train. If a signal ends it, print how to resume, and return the status of :mod:`wae.cli`."""
-    from wae.data.images import MAX_PIXELS, ImageError
-    from wae.storage.weights_file import WEIGHTS, CheckpointError
-    from wae.training.session import Session
+    from wae.data.images import ImageError
+    from wae.storage.weights_file import CheckpointError
     from wae.training.trainer import TrainingError
 
     _check_start(options)
-    included = options.autoencoder == "included"
-    autoencoder = WEIGHTS / "autoencoder.safetensors" if included else options.autoencoder
     try:
-        plan = _plan(options)  # may also choose options.size
-        session = Session(
-            plan=plan,
-            data=options.data,
-            folder=options.output,
-            size=options.size,
-            on_corrupt=options.on_corrupt,
-            max_pixels=options.max_pixels or MAX_PIXELS,
-            weights=options.weights,
-            body_weights=options.body_weights,
-            autoencoder=autoencoder and Path(autoencoder),
-            original=options.original,
-            teacher=options.teacher,
-            resume=options.resume,
-            force=options.force,
-            workers=options.workers,
-            device=options.device,
-        )
+        session = _session(options)
     except (CheckpointError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     try:
@@ -180,6 +153,34 @@ def run(options: argparse.Namespace) -> int:
         name = file_of(error) or options.output
         raise shared.Failure(f"{name}: {reason(error)}; {_how_to_resume(session.state)}") from None
     return 0
+
+
+def _session(options: argparse.Namespace) -> Session:
+    """The training that the options specify. Raises as :func:`_plan` does."""
+    from wae.data.images import MAX_PIXELS
+    from wae.storage.weights_file import WEIGHTS
+    from wae.training.session import Session
+
+    included = options.autoencoder == "included"
+    autoencoder = WEIGHTS / "autoencoder.safetensors" if included else options.autoencoder
+    plan, size = _plan(options)
+    return Session(
+        plan=plan,
+        data=options.data,
+        folder=options.output,
+        size=size,
+        on_corrupt=options.on_corrupt,
+        max_pixels=options.max_pixels or MAX_PIXELS,
+        weights=options.weights,
+        body_weights=options.body_weights,
+        autoencoder=autoencoder and Path(autoencoder),
+        original=options.original,
+        teacher=options.teacher,
+        resume=options.resume,
+        force=options.force,
+        workers=options.workers,
+        device=options.device,
+    )
 
 
 def _check_start(options: argparse.Namespace) -> None:
@@ -199,16 +200,22 @@ def _how_to_resume(state: Path) -> str:
     return "nothing was trained yet"
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    """The plan that the options specify. Raises PlanError, or CheckpointError about the original."""
+def _plan(options: argparse.Namespace) -> tuple[Plan, _Size]:
+    """The plan and the size of the images that the options specify.
+
+    Raises PlanError, or CheckpointError about the original.
+    """
     from wae.storage.checkpoint import describe
     from wae.training import plan
     from wae.training.fine_tuning import fine_tuning_plan
 
+    size: _Size = options.size
     if options.plan:
         chosen = plan.find(options.plan)
+    elif default := _default_plan(options.data, options.model):
+        chosen = default
     else:
-        chosen = _default_plan(options.data, options.model) or _plan_for_folder(options)
+        chosen, size = _plan_for_folder(options)
     if options.model:
         chosen = replace(chosen, model=options.model)
     elif options.original:
@@ -219,7 +226,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         chosen = chosen.only(*(plan.KINDS[number - 1] for number in options.stage))
     rate = _given(options, "learning_rate")
     stages = tuple(replace(s.lasting(options.epochs or s.epochs), **rate) for s in chosen.stages)
-    return replace(chosen, **_given(options, "batch", "accumulate", "precision", "seed"), stages=stages)
+    given = _given(options, "batch", "accumulate", "precision", "seed")
+    return replace(chosen, **given, stages=stages), size
 
 
 def _default_plan(data: str, model: str | None) -> Plan | None:
@@ -233,8 +241,8 @@ def _default_plan(data: str, model: str | None) -> Plan | None:
     return None
 
 
-def _plan_for_folder(options: argparse.Namespace) -> Plan:
-    """A plan made for the images in the folder, whose size it may choose; CamVid's plan for segmentation.
+def _plan_for_folder(options: argparse.Namespace) -> tuple[Plan, _Size]:
+    """A plan made for the images in the folder, or CamVid's for segmentation; and the size of the images.
 
     Raises PlanError if the data are not a folder.
     """
@@ -248,12 +256,11 @@ def _plan_for_folder(options: argparse.Namespace) -> Plan:
     max_pixels = options.max_pixels or MAX_PIXELS
     data = open_dataset(options.data, True, False, 0, options.size, options.on_corrupt, max_pixels)
     if isinstance(data, SegmentationFolder):
-        return plan.find("camvid")
+        return plan.find("camvid"), options.size
     if not isinstance(data, ImageFolder):
         raise plan.PlanError(f"there is no plan for {options.data}; name one with --plan")
-    if options.size is None:
-        options.size = fitting_size(data)
-    return small_data_plan(len(data), options.model or MODEL)
+    size = fitting_size(data) if options.size is None else options.size
+    return small_data_plan(len(data), options.model or MODEL), size
 
 
 class _PlanOption(argparse.Action):

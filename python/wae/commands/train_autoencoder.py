@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wae.training.plan import BATCH, EPOCHS, SEED, WEIGHT
 
-from . import shared
+from . import shared, types
 
 HELP = "train the auto-encoder on photos"
 
@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="resume from the checkpoint in FILE if there is one"
     )
     for name, kind, text in (
-        ("steps", shared.integer(*_STEPS), "optimizer steps (default: 40000)"),
-        ("batch", shared.integer(*BATCH), "crops per step (default: 8)"),
-        ("crop", shared.positive, "side of a crop in pixels (default: 64)"),
-        ("learning-rate", shared.number(*WEIGHT), "peak learning rate of Adam (default: 0.001)"),
-        ("energy-weight", shared.number(*WEIGHT), "lambda, the weight of high's energy (default: 0.001)"),
-        ("seed", shared.integer(*SEED), "seed of the random weights and the crops (default: 0)"),
+        ("steps", types.integer(*_STEPS), "optimizer steps (default: 40000)"),
+        ("batch", types.integer(*BATCH), "crops per step (default: 8)"),
+        ("crop", types.positive, "side of a crop in pixels (default: 64)"),
+        ("learning-rate", types.number(*WEIGHT), "peak learning rate of Adam (default: 0.001)"),
+        ("energy-weight", types.number(*WEIGHT), "lambda, the weight of high's energy (default: 0.001)"),
+        ("seed", types.integer(*SEED), "seed of the random weights and the crops (default: 0)"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     shared.add_force(parser)

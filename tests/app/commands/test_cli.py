@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from wae import cli
-from wae.commands import decode, shared
+from wae.commands import decode, shared, types
 from wae.data import photos
 from wae.data.images import read_image
 from wae.experiments import comparison, demo, panels
@@ -372,7 +372,7 @@ def test_an_option_out_of_range_is_refused_in_one_line_before_any_work(arguments
     ],
 )
 def test_number_options_accept_values_up_to_their_limits(kind, least, most):
-    parse = getattr(shared, kind)
+    parse = getattr(types, kind)
     assert (parse(str(least)), parse(str(most))) == (least, most)
     for text in (str(least - 1), str(most + 1), "", "many", "nan", "1e99"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"needs .*, got {text}$"):

@@ -19,7 +19,7 @@ from wae.inference.engines import ENGINES
 from wae.inference.precision import NAMES
 from wae.models.accelerated import Form
 from wae.training.original import TIMM
-from wae.training.plan import Plan
+from wae.training.plan import WEIGHT, Plan
 from wae.training.pretrained import TORCHVISION
 from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
 
@@ -68,7 +68,7 @@ class _Numbers(NamedTuple):
             raise AccelerationError(f"{name} must be {self.described}, got {value!r}")
 
 
-_MOST = 1e6  # infinity is above it; NaN fails every comparison
+_MOST = WEIGHT[1]  # infinity is above it; NaN fails every comparison
 _FROM_0 = _Numbers(f"a number from 0 to {_MOST:g}", False, lambda value: 0 <= value <= _MOST)
 _WHOLE_FROM_1 = _Numbers("a whole number from 1", True, lambda value: value >= 1)
 _NUMBERS = {
@@ -109,7 +109,7 @@ def _check_kind(name: str, value: Any) -> None:
 
 def _are_three(value: Any, least: float) -> bool:
     are_numbers = isinstance(value, (tuple, list)) and all(isinstance(x, (int, float)) for x in value)
-    return are_numbers and len(value) == 3 and all(least <= x <= 1e6 for x in value)  # NaN is not
+    return are_numbers and len(value) == 3 and all(least <= x <= _MOST for x in value)  # NaN is not
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,12 @@ class Settings:
             )
         if self.asked_distillation == Recipe(0.0, mirrored=True):
             raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: there is no distillation")
-        for name, least in (("mean", -1e6), ("std", 1e-6)):
+        for name, least in (("mean", -_MOST), ("std", 1e-6)):
             value = getattr(self, name)
             if value is not None and not _are_three(value, least):
-                raise AccelerationError(f"{name} must be 3 numbers from {least:g} to 1e+06, got {value!r}")
+                raise AccelerationError(
+                    f"{name} must be 3 numbers from {least:g} to {_MOST:g}, got {value!r}"
+                )
 
     def _check_target(self) -> None:
         if self.target is None and self.target_ms is None:
