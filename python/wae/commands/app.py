@@ -73,9 +73,9 @@ def run(options: argparse.Namespace) -> int:
     except (WaeError, ValueError) as error:
         raise shared.Failure(str(error)) from None
     autoencoder = shared.autoencoder(options.autoencoder)
-    from wae.integrations import page  # last, because this import is slow
+    from wae.integrations import page, server  # last, because this import is slow
 
-    page.serve(
+    server.serve(
         autoencoder,
         asked,
         options.host,

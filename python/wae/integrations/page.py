@@ -1,34 +1,21 @@
 """The page of ``wae app``: an image's parts, the predictions of two networks, and the project's measurements.
 
-The browser may not load anything from another host, and nothing is sent to one: no fonts, no analytics.
-Uploads stay in a folder that is removed when the server ends.
+It uses no fonts and no analytics of other hosts; :mod:`.server` serves it.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import os
-import socket
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import gradio as gr
 import pandas as pd
-import safehttpx
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch import Tensor
 
 from wae.data import photos
@@ -40,19 +27,14 @@ from wae.wording import counted
 MAX_PIXELS = 25_000_000
 """The default for the most pixels of an image."""
 
-MAX_BYTES = 64 * 2**20
-"""The most bytes of an uploaded file."""
-
 _AMPLIFIED = 256  # the largest amplification
 _AGE = 3600  # seconds after which an upload is deleted
-_FONTS = gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")
-_FIXED_WIDTH = gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")
 
 _ABOUT = """# Wavelet-like auto-encoder
 A small encoder splits an image into `low` and `high`, each of half its height and width. A network that works
 on them sees about a quarter of the pixels. The decoder puts the image back together."""
 
-_CSS = """
+CSS = """
 .divided { position: relative; margin: 0; --at: 50% }
 .divided img { display: block; width: 100%; image-rendering: pixelated }
 .divided img + img { position: absolute; top: 0; clip-path: inset(0 0 0 var(--at)) }
@@ -60,128 +42,16 @@ _CSS = """
 """
 
 
-def serve(
-    model: AutoEncoder,
-    asked: Sequence[answers.Candidate] = (),
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    max_pixels: int = MAX_PIXELS,
-    ready: Callable[[str], None] = lambda address: None,
-) -> None:
-    """Serve the page until the process is interrupted.
+def build(
+    model: AutoEncoder, asked: Sequence[answers.Candidate] = (), max_pixels: int = MAX_PIXELS
+) -> gr.Blocks:
+    """Build the page.
 
     Args:
         model: the auto-encoder that decomposes the images.
         asked: the networks whose predictions are shown: see :func:`wae.experiments.answers.candidates`.
-        host, port: the address to listen at; port 0 chooses a free one.
         max_pixels: an image with more pixels is refused.
-        ready: called with the page's URL once the server listens.
-
-    Raises:
-        OSError: the server cannot listen at that address.
-        KeyboardInterrupt: a signal has ended the server.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with (
-        socket.create_server((host, port), family=family) as listening,
-        tempfile.TemporaryDirectory(prefix="wae-app-") as folder,
-    ):
-        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
-        safehttpx.get = safehttpx.async_validate_url = _fetch_nothing
-        page = build(model, asked, max_pixels)
-        page.has_launched = True  # without it Gradio treats any path in a request as an uploaded file
-        app = gr.mount_gradio_app(
-            FastAPI(middleware=_middleware(host), openapi_url=None),
-            page,
-            path="",
-            footer_links=[],
-            run_history=False,
-            show_error=False,
-            max_file_size=MAX_BYTES,
-            ssr_mode=False,
-            enable_monitoring=False,
-            pwa=False,
-            mcp_server=False,
-            theme=gr.themes.Default(font=_FONTS, font_mono=_FIXED_WIDTH),
-            css=_CSS,
-        )
-        shown = f"[{host}]" if family == socket.AF_INET6 else host
-        # An open page holds a connection, for which the shutdown must not wait.
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        server = _Server(config, partial(ready, f"http://{shown}:{listening.getsockname()[1]}/"))
-        server.run(sockets=[listening])
-        if server.started:  # a signal has ended it; uvicorn's own exception was once lost on a busy machine
-            raise KeyboardInterrupt
-
-
-class _Server(uvicorn.Server):
-    """Calls ``ready`` when it listens. From then on signals set a flag instead of raising an exception."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-
-async def _fetch_nothing(address: str, *options: object, **more: object) -> NoReturn:
-    """Replaces the functions with which Gradio fetches a URL that a request names instead of an upload."""
-    raise PermissionError(f"{address}: nothing is fetched from other hosts")
-
-
-class _OwnHostOnly:
-    """Tells browsers to load nothing from other hosts and to send nothing to them.
-
-    A request that another host's page makes a browser send here, such as an upload, is refused (403):
-    browsers say what kind of page sends a request. A link from there to this page works.
-    """
-
-    _POLICY = (
-        "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "  # Gradio's page and ours are inline
-        "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
-    )
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = self._POLICY
-                headers["Referrer-Policy"] = "no-referrer"
-            await send(message)
-
-        app: ASGIApp = self._app
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
-            asked_by = Headers(scope=scope).get("sec-fetch-site", "none")  # missing: no or an old browser
-            if asked_by not in ("same-origin", "none"):
-                app = PlainTextResponse("only this page itself may send anything here", 403)
-        await app(scope, receive, send_with_policy)
-
-
-def _middleware(host: str) -> list[Middleware]:
-    """If only this machine may connect, the host name is checked too, as a defence against DNS rebinding."""
-    policy = Middleware(_OwnHostOnly)
-    if not _is_loopback(host):
-        return [policy]
-    own = "[" if ":" in host else host  # Starlette cuts "[::1]:7860" at the first colon
-    return [policy, Middleware(TrustedHostMiddleware, allowed_hosts=[own, "localhost"], www_redirect=False)]
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def build(
-    model: AutoEncoder, asked: Sequence[answers.Candidate] = (), max_pixels: int = MAX_PIXELS
-) -> gr.Blocks:
-    """Build the page. The arguments are as for :func:`serve`."""
     title = "Wavelet-like auto-encoder"
     page = gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_AGE, _AGE))
     with page:
@@ -211,16 +81,7 @@ class _ImageTab:
                 invert = gr.Checkbox(
                     label="Swap light and dark for the networks (dark clothes on white)", visible=bool(asked)
                 )
-                with gr.Row():
-                    self._answers = [
-                        gr.Label(label=f"{candidate.name} says", num_top_classes=answers.TOP)
-                        for candidate in asked
-                    ]
-                if not asked:
-                    gr.Markdown(
-                        "No network was given: `wae app --weights CHECKPOINT` shows the predictions of a "
-                        "classifier and of the same network without WAE, with the time of both."
-                    )
+                self._answers = self._answer_labels()
         with gr.Row():
             self._low = _image("low", "low: the image at half its height and width")
             with gr.Column():
@@ -238,6 +99,24 @@ class _ImageTab:
                 )
                 error_by = _amplification("the error is amplified by")
         self._shown = (self._said, self._low, self._high, high_by, self._divided, self._error, error_by)
+        self._connect(file, invert, high_by, error_by)
+
+    def _answer_labels(self) -> list[gr.Label]:
+        """A label for each network's answer; without a network, how to get one."""
+        if not self._asked:
+            gr.Markdown(
+                "No network was given: `wae app --weights CHECKPOINT` shows the predictions of a "
+                "classifier and of the same network without WAE, with the time of both."
+            )
+            return []
+        with gr.Row():
+            return [
+                gr.Label(label=f"{candidate.name} says", num_top_classes=answers.TOP)
+                for candidate in self._asked
+            ]
+
+    def _connect(self, file: gr.File, invert: gr.Checkbox, high_by: gr.Slider, error_by: gr.Slider) -> None:
+        """Show an image when the user chooses it, and amplify its parts as the sliders say."""
         gr.on(
             [file.change, invert.change],
             self._show,

@@ -213,13 +213,13 @@ def test_wrong_arguments_are_refused_before_serving(
 ENDED = """
 import os, signal, sys, threading
 from wae import cli
-from wae.integrations import page
+from wae.integrations import server
 
-serve = page.serve
+serve = server.serve
 for sent in signal.SIGINT, signal.SIGTERM:
     for pause in 0, 0.001, 0.01, 0.1, 0.5:
         end = threading.Timer(pause, os.kill, (os.getpid(), sent))
-        page.serve = lambda *arguments: serve(*arguments[:-1], lambda address: end.start())
+        server.serve = lambda *arguments: serve(*arguments[:-1], lambda address: end.start())
         assert cli.main(["app", "--port", "0"]) == 128 + sent, (sent, pause)
 """
 
