@@ -258,13 +258,16 @@ assert os.sched_getaffinity(0) == cores
     assert done.returncode == 0, done.stderr
 
 
-def test_disagreement_for_another_batch_is_refused(model, monkeypatch):
+@pytest.mark.parametrize("wrong", [2, 100])
+def test_disagreement_for_another_batch_is_refused(model, monkeypatch, wrong):
+    """Also on the first images alone: in the call that prepares the engine and in the first comparison."""
     engine = Engine(
         "odd", ("cpu",), {}, lambda module, inputs, *_: InPyTorch(module, inputs, lambda m, *_: m)
     )
     monkeypatch.setitem(ENGINES, "odd", engine)
     deployed = deploy(model, SIZE, engine="odd")
-    deployed._prepared._compile = lambda module, *_: lambda *x: module(*x) * 2
+    left = iter(range(wrong))
+    deployed._prepared._compile = lambda module, *_: lambda *x: module(*x) + (next(left, None) is not None)
     with pytest.raises(DisagreementError, match="any number of images"):
         deployed(photos(2))
 
