@@ -75,7 +75,7 @@ def test_wae_is_initialised_from_the_original_and_distilled_from_it(train, origi
     assert_parameters_of(model.low_network, network.network)
     assert torch.equal(model.image_scale, network.image_scale)
     images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
-    torch.testing.assert_close(teachers[-1].eval()(images), network.eval()(images))
+    torch.testing.assert_close(teachers[-1].cpu().eval()(images), network.eval()(images))
     plan = read(tmp_path / "out" / "plan.toml")
     assert (plan.model, plan.start, plan.norm_statistics) == ("wae_enet", "random", "kept")
     assert [stage.learning_rate for stage in plan.stages] == [0, 0]  # as given
@@ -95,7 +95,7 @@ def test_another_teacher_can_be_given(train, original, tmp_path, teachers):
     images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
     scores = load_classifier(other).eval()(images)
     in_order = scores[:, [CLASSES.index(label) for label in ORDER]]
-    torch.testing.assert_close(teachers[-1].eval()(images), in_order)
+    torch.testing.assert_close(teachers[-1].cpu().eval()(images), in_order)
 
 
 def test_resuming_with_another_original_is_refused(train, original, tmp_path, capsys):
