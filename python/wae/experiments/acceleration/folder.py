@@ -43,7 +43,7 @@ def clear(folder: Path) -> None:
     """Remove the files that an acceleration wrote, the record last. Other files stay."""
     if not (folder / RECORD).exists():
         return
-    for name in (TENSORBOARD, TRIALS, DEPLOYED, BASELINES):
+    for name in (TENSORBOARD, TRIALS, DEPLOYED, BASELINES, _OLD_BASELINES):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *REPORT, RECORD):
         (folder / name).unlink(missing_ok=True)
@@ -79,8 +79,6 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         CheckpointError: the record is damaged, or was begun with other settings.
     """
     path = folder / RECORD
-    if is_first() and (folder / _OLD_BASELINES).is_dir():
-        (folder / _OLD_BASELINES).rename(folder / BASELINES)
     entries = list(folder.glob("[!.]*")) if is_first() else []
     if not broadcast(path.exists()):
         if entries:
@@ -98,6 +96,8 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         raise CheckpointError(f"{path}: is damaged; --force starts over") from None
     if different := ", ".join(changed(before, settings)):
         raise CheckpointError(f"{folder}: was begun with another {different}; --force starts over")
+    if is_first() and (folder / _OLD_BASELINES).is_dir():
+        (folder / _OLD_BASELINES).rename(folder / BASELINES)
     return Record(path, settings, found)
 
 

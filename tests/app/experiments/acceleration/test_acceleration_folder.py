@@ -4,7 +4,7 @@ import pytest
 from accelerations import task_of
 from tiny_original import SIDE
 
-from wae.experiments.acceleration.folder import BASELINES, RECORD, Record, open_record
+from wae.experiments.acceleration.folder import BASELINES, RECORD, Record, clear, open_record
 from wae.storage.weights_file import CheckpointError
 
 
@@ -40,6 +40,22 @@ def test_baselines_that_an_earlier_version_called_rivals_are_found(tmp_path):
     (tmp_path / "rivals" / "half resolution.safetensors").touch()
     assert open_record(tmp_path, task.as_dict()).found == {"baseline: half resolution": {"side": 24}}
     assert [path.name for path in (tmp_path / BASELINES).iterdir()] == ["half resolution.safetensors"]
+
+
+def test_starting_over_removes_what_an_earlier_version_called_rivals(tmp_path):
+    task, _ = task_of(tmp_path)
+    Record(tmp_path / RECORD, task.as_dict()).write()
+    (tmp_path / "rivals").mkdir()
+    clear(tmp_path)
+    assert open_record(tmp_path, task.as_dict()).found == {}
+
+
+def test_a_folder_that_holds_something_else_stays_as_it_is(tmp_path):
+    task, _ = task_of(tmp_path)
+    (tmp_path / "rivals").mkdir()
+    with pytest.raises(FileExistsError, match="neither empty nor the folder of an acceleration"):
+        open_record(tmp_path, task.as_dict())
+    assert (tmp_path / "rivals").is_dir()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[" * 200_000, '{"settings": {}, "found": 3}'], ids=range(4))
