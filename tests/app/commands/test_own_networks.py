@@ -69,9 +69,9 @@ def test_eval_and_export_with_the_function_named(weights: Path, capsys: pytest.C
 
 
 def test_the_page_shows_it_beside_the_network_alone(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = pytest.importorskip("wae.integrations.page")
+    server = pytest.importorskip("wae.integrations.server")
     served: list[answers.Candidate] = []
-    monkeypatch.setattr(page, "serve", lambda model, asked, *_: served.extend(asked))
+    monkeypatch.setattr(server, "serve", lambda model, asked, *_: served.extend(asked))
     assert run("app", "--weights", weights, "--model", OWN) == 0
     image = torch.full((3, 16, 16), 40, dtype=torch.uint8)
     with torch.no_grad():
