@@ -24,10 +24,7 @@ START = """
 import ctypes, sys
 from pathlib import Path
 import cases, cuda_runtime, torch
-from compare import assert_close
-from cuda_bindings.runner import LIMIT
 from cuda_runtime import Built, launches, set_image
-from wae_kernels import reference
 built = Built(*map(Path, sys.argv[1:]))
 cuda_runtime.start(built)
 ops = torch.ops.wae
@@ -43,16 +40,21 @@ def refuses(call, message):
 """
 
 RESULTS = """
-for op in ("encode", "decode", "encode_backward", "decode_backward"):
-    arguments = cases.arguments_of(op, "channels_last", dtype=torch.float16)
+import problems
+from compare import assert_close
+from cuda_bindings.runner import LIMIT
+torch.default_generator.manual_seed(0)
+for op, needs in (("encode", [True] * 3), ("decode", [True] * 2)):
+    problem = problems.make(op, cases.Cell("reference"), dtype=torch.float16, layout="channels_last")
+    inputs = list(problem.inputs.values())
     launches.clear()
-    results = cases.as_tuple(getattr(ops, op)(*there(arguments)))
-    assert [launch.op for launch in launches] == ([op, "reduce"] if "backward" in op else [op])
-    expected = cases.as_tuple(getattr(reference, op)(*cases.widened(arguments)))
-    limit = (3 * LIMIT["float16"]) ** 0.5 if "backward" in op else LIMIT["float16"]  # some ReLUs switch
-    for result, wanted in zip(results, expected, strict=True):
+    results = cases.as_tuple(getattr(ops, op)(*there([*inputs, *problem.rest])))
+    gradients = getattr(ops, f"{op}_backward")(*there([*problem.incoming, *inputs, *needs]))
+    assert [launch.op for launch in launches] == [op, f"{op}_backward", "reduce"]
+    expected = [*problem.widened().outputs(problems.REFERENCES[op]), *problem.expected().values()]
+    for result, wanted in zip([*results, *gradients], expected, strict=True):
         assert result.device == torch.device("cuda:0")
-        assert_close(result.cpu(), wanted, limit)
+        assert_close(result.cpu(), wanted, LIMIT["float16"])
 """
 
 LAUNCHES = """

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,13 +47,18 @@ def libraries() -> Built:
     built = Built(folder / "runtime.so", folder / "ops.so")
     if not built.ops.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _build_runtime(here / "runtime.cpp", folder / "others.cpp", built.runtime)
-        _build_ops([host / "cuda/ops.cpp", here / "kernels.cpp"], built.ops)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Built(*(Path(scratch) / library.name for library in built))
+            _build_runtime(here / "runtime.cpp", made.runtime)
+            _build_ops([host / "cuda/ops.cpp", here / "kernels.cpp"], made.ops)
+            os.replace(made.runtime, built.runtime)
+            os.replace(made.ops, built.ops)  # the last one: its presence says that both are complete
     return built
 
 
-def _build_runtime(source: Path, others: Path, library: Path) -> None:
-    """Compile ``source`` and, written to ``others``, the functions that torch imports and it lacks."""
+def _build_runtime(source: Path, library: Path) -> None:
+    """Compile ``source`` and, written beside ``library``, the functions that torch imports and it lacks."""
+    others = library.with_name("others.cpp")
     _nvcc(source, "-o", library)
     missing = sorted(_imported() - _names(library, "--defined-only"))
     others.write_text("".join(f'extern "C" int {name}() {{ return 0; }}\n' for name in missing))
@@ -64,9 +71,7 @@ def _build_ops(sources: Sequence[Path], library: Path) -> None:
     options += [f"-I{path}" for path in (ROOT / "csrc", ROOT / "wae_kernels")]
     options += [f"-isystem={path}" for path in cpp_extension.include_paths()]
     linked = [*(f"-L{path}" for path in cpp_extension.library_paths()), "-ltorch_cpu", "-ltorch_cuda"]
-    made = library.with_suffix(".new")  # its presence says that both libraries are complete
-    _nvcc(*options, *sources, *linked, "-o", made)
-    made.rename(library)
+    _nvcc(*options, *sources, *linked, "-o", library)
 
 
 def _nvcc(*arguments: str | Path) -> None:
