@@ -11,7 +11,7 @@ import torch
 from trained import FIXED, PLAN, StopAt, run, run_in_processes
 
 from wae.storage import weights_file
-from wae.training.trainer import Epoch
+from wae.training.state import Epoch
 
 pytestmark = [
     pytest.mark.gpu,

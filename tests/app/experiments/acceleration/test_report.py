@@ -210,9 +210,8 @@ def test_the_page_escapes_and_shows_the_curve():
 def test_diverged_trials_and_the_optimizer_are_reported():
     target = {"curve": [{"size": 48, "factor": 4, "seconds": 0.5, "kept": None}], "original": 1, "allowed": 1}
     measured = found(**{"trial: mimic 1": None, "trial: mimic 1, sgd": 0.0}, target=target)
-    assert "The optimizer" not in report_files.markdown(
-        "net", measured
-    )  # an older record, without an optimizer
+    text = report_files.markdown("net", measured)  # an older record, without an optimizer
+    assert "The optimizer" not in text
     measured["training"]["optimizer"] = "sgd"
     text = report_files.markdown("net", measured)
     assert "| mimic 1 | the loss was no longer finite |\n| mimic 1, sgd | 0.00 % |" in text
