@@ -10,8 +10,9 @@
 #define AVX2_STEP(i) "vfmadd231ps %%ymm12, %%ymm12, %%ymm" #i "\n"
 #define AVX512_STEP(i) "vfmadd231ps %%zmm12, %%zmm12, %%zmm" #i "\n"
 // The registers that the code below overwrites; the compiler knows the wider ones by these names, too.
-#define OVERWRITTEN \
-  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12"
+#define OVERWRITTEN                                                                                          \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", \
+      "xmm13", "xmm14", "xmm15"
 
 template <class Step>
 double gigaflops(int lanes, const Step& step) {

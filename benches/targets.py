@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from wae.models.counting import count
-from wae.models.registry import build, on_meta
+from wae.models.meta import on_meta
+from wae.models.registry import build
 
 from .modules import OURS
 from .result_files import Result

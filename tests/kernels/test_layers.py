@@ -209,7 +209,7 @@ WRONG: dict[str, tuple[type[nn.Module], tuple[Any, ...], str]] = {
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("wrong", list(WRONG))
 def test_called_layers_refuse_images_that_the_op_refuses(wrong: str, is_fused: bool) -> None:
-    """They took complex images, without the imaginary part, and spoke of their own arguments."""
+    """The layers alone would take complex images and drop the imaginary part."""
     kind, arguments, message = WRONG[wrong]
     module = kind(3, 3) if kind is ScoreDecoder else kind()
     if not is_fused:
