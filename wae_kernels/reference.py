@@ -130,7 +130,7 @@ def encode(
     p = parameters
     check_encode(image, p, image_scale, image_shift, dtype, memory_format)
     x = normalize_image(image, p.conv1_weight.dtype, image_scale, image_shift)
-    features = _trunk(x, p.trunk)[-1]
+    features = _trunk(x, p[:6])[-1]  # p.trunk, a property: torch.compile of 2.10 cannot read it
     low = F.conv2d(features, p.low_weight, p.low_bias, stride=2, padding=1)
     high = F.conv2d(features, p.high_weight, p.high_bias, stride=2, padding=1)
     layout = memory_format or format_of(image)
