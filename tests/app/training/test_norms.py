@@ -141,7 +141,9 @@ def test_remeasuring_uses_the_batch_size_that_a_norm_sees_in_a_step(monkeypatch,
     asked = []
     monkeypatch.setattr(trainer, "remeasure_norms", lambda *arguments: asked.append(arguments))
     plan = replace(PLAN, batch=16, accumulate=2)
-    training = trainer._Run(network(), plan, image_set(), None, None, {}, None, trainer.Observer(), 0, "cpu")
+    training = trainer._Run(
+        network(), plan, image_set(), None, None, {}, None, trainer.Observer(), 0, "cpu", None
+    )
     training.rank, training.world, training.synchronizes = world - 1, world, synchronizes
     training._remeasure_norms(training.model)
     assert asked[0][2] == batch

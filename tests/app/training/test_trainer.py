@@ -589,7 +589,7 @@ class NoBatches(list):
 
 def test_the_seed_of_dropout_differs_between_processes_epochs_and_stages(monkeypatch):
     run_ = trainer._Run(
-        network(), PLAN, image_set(), image_set(augment=False), None, {}, None, Observer(), 0, "cpu"
+        network(), PLAN, image_set(), image_set(augment=False), None, {}, None, Observer(), 0, "cpu", None
     )
     monkeypatch.setattr(trainer, "batches", lambda *_, **__: NoBatches())
     seeds = set()
@@ -718,7 +718,7 @@ def test_absurd_values_in_a_checkpoint_raise_only_checkpoint_errors(tmp_path):
     recipe = weights_file.read_recipe(good)
     tensors = load_file(good)
     run_ = trainer._Run(
-        network(), plan, image_set(), image_set(augment=False), path, {}, None, Observer(), 0, "cpu"
+        network(), plan, image_set(), image_set(augment=False), path, {}, None, Observer(), 0, "cpu", None
     )
     refused = []
     for place in places(recipe):
