@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--times",
-        type=types.positive,
+        type=types.number(0.01, 1000),
         default=1,
         metavar="N",
-        help="multiply the plan's epochs with labels by N (default: 1)",
+        help="multiply the plan's epochs with labels by N, for example 4 or 0.5 (default: 1)",
     )
     length.add_argument(
         "--quick",

@@ -338,6 +338,8 @@ def test_wrong_usage_exits_with_2(arguments):
         "train-autoencoder -o d --crop 99999999999999999999",
         "reproduce fashion-mnist --processes 1000000",
         "reproduce fashion-mnist --seeds 1000000000",
+        "reproduce fashion-mnist --times 0",
+        "reproduce fashion-mnist --times nan",
         "selftest --only 99999999999999999999",
         "selftest --seconds inf",
         "demo --seconds 1e300",

@@ -83,6 +83,15 @@ def test_kinds_and_costs_of_the_networks(network):
     assert torch.allclose(scale * 255, 1 / torch.tensor([0.229, 0.224, 0.225]))
 
 
+@pytest.mark.parametrize(("options", "epochs"), [("--times 0.5", 50), ("--quick", 24), ("", 100)])
+def test_options_multiply_the_epochs_with_labels(options, epochs, monkeypatch, capsys):
+    make, made = camvid.claim, []
+    monkeypatch.setattr(camvid, "claim", lambda *arguments: made.append(make(*arguments)) or made[0])
+    assert main(["reproduce", "camvid", *options.split()]) != 0
+    assert "--data" in capsys.readouterr().err
+    assert sum(stage.epochs for stage in made[0].wae.stages if stage.kind != "transform") == epochs
+
+
 def test_all_networks_are_trained_with_labels_for_the_same_epochs_at_the_same_rates():
     claim = camvid.claim(times=1 / 4)
     assert not claim.wae.remeasure_norms  # a result has both accuracies
