@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae.models.finite import not_finite
 from wae.wording import shown
 
 from .front import Front
@@ -79,9 +80,8 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
     dtype = first_parameter(model).dtype
     if dtype not in DTYPES.values():
         raise ValueError(f"model must compute in one of {', '.join(map(str, DTYPES.values()))}, got {dtype}")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
+    if name := not_finite(dict((*model.named_parameters(), *model.named_buffers()))):
+        raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
     if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")
     if type(batch) is not int or batch < 1:

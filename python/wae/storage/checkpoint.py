@@ -23,6 +23,7 @@ from torch import nn
 from wae.data.input import IMAGENET, Transforms
 from wae.data.input import Input as Input
 from wae.models.accelerated import Form, accelerated
+from wae.models.finite import not_finite
 from wae.models.meta import empty_copy, without_memory
 from wae.models.network import WAENetwork
 from wae.models.own import own_copy
@@ -117,7 +118,8 @@ def save_classifier(
             a network of the user's own.
 
     Raises:
-        ValueError: ``model`` is not a ``network``, or the labels are not one text for each class.
+        ValueError: ``model`` is not a ``network`` or has numbers that are not finite, or the labels are not
+            one text for each class.
         NetworkError: ``network`` cannot be built here.
         FileExistsError: there is a file at ``path`` and ``force`` is false.
         OSError: the file cannot be written.
@@ -127,6 +129,8 @@ def save_classifier(
     decoder = getattr(model, "decoder", None) is not None
     if not described.is_own and _shapes(model) != _shapes(_without_memory(described, decoder)):
         raise ValueError(f"model must be a {network} with {counted(classes, 'class')}, got other parameters")
+    if name := not_finite(model.state_dict()):  # such a file could not be loaded
+        raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
     recipe = {
         **(made or {}),
         "architecture": {"network": network, "classes": classes, **({"form": asdict(form)} if form else {})},
@@ -147,8 +151,8 @@ def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.M
         original: the network that was accelerated, if it was the user's own, which no file can rebuild.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no such checkpoint; or ``original`` is needed and
-            was not given.
+        CheckpointError: the file is missing, damaged, or no such checkpoint; or its numbers are not finite;
+            or ``original`` is needed and was not given.
         NetworkError: the network cannot be built here, or ``original`` cannot be copied.
     """
     described, shapes = _read(path)

@@ -21,6 +21,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from wae.errors import WaeError
+from wae.models.finite import not_finite
 from wae.wording import shown
 
 from .files import no_file, written
@@ -95,9 +96,9 @@ def load(
         The recipe.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or its tensors are not those of ``model``; or an
-            optimizer that keeps a state, or an average, is given and the file holds none. Nothing is changed
-            then.
+        CheckpointError: the file is missing or damaged, or its tensors are not those of ``model``, or not
+            finite; or an optimizer that keeps a state, or an average, is given and the file holds none. Only
+            tensors that are not finite have been loaded then.
     """
     recipe = read_header(path).recipe
     try:
@@ -124,20 +125,24 @@ def load(
             raise CheckpointError(f"{path}: its optimizer {error}") from None
         for parameter, entries in state.items():
             optimizer.state[parameter].update(entries)
-    put(model, parts[""])
+    put(path, model, parts[""])
     if average is not None:
-        put(average, parts[_AVERAGE])
+        put(path, average, parts[_AVERAGE])
     return recipe
 
 
-def put(model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
-    """``model.load_state_dict(tensors, strict)`` for tensors from a file, which has no versions of modules.
+def put(path: Path | str, model: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    """``model.load_state_dict(tensors, strict)`` for tensors from the file at ``path``.
 
-    The modules' current versions are assumed, because MNASNet refuses tensors without one.
+    A file has no versions of modules. The current ones are assumed, because MNASNet refuses tensors without.
+
+    Raises CheckpointError if a number that was loaded is not finite: no command could use the network.
     """
     versioned = OrderedDict(tensors)
     setattr(versioned, "_metadata", getattr(model.state_dict(), "_metadata"))  # noqa: B009, B010 (not typed)
     model.load_state_dict(versioned, strict)
+    if name := not_finite(model.state_dict()):
+        raise CheckpointError(f"{path}: {name} has numbers that are not finite")
 
 
 def read_recipe(path: Path | str) -> dict[str, Any]:

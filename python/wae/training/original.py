@@ -232,7 +232,7 @@ def _put(path: str, network: nn.Module) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CheckpointError(f"{path}: these are not the network's weights: {wrong[0]}{more}")
-    weights_file.put(network, tensors, strict=False)
+    weights_file.put(path, network, tensors, strict=False)
 
 
 def _three(numbers: Sequence[float]) -> tuple[float, float, float]:

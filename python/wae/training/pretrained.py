@@ -120,7 +120,7 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
                 f"{source}: these are not the weights of {name}'s body: {key} is {tuple(tensor.shape)}, "
                 f"not {tuple(wanted[key].shape)}"
             )
-    weights_file.put(body, found, strict=False)
+    weights_file.put(source, body, found, strict=False)
 
 
 def _body(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from command_line import run
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 from wae import cli
@@ -284,6 +285,31 @@ def test_broken_weights_are_named(tmp_path, photo_file, capsys):
     (tmp_path / "w").write_bytes(b"nothing")
     assert run("encode", photo_file, "-o", tmp_path / "m", "--weights", tmp_path / "w") == 1
     assert "not a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "source", "tensor"),
+    [
+        ("eval WEIGHTS --data digits", "fashion-mnist", "low_body.0.weight"),
+        ("predict photo.png --weights WEIGHTS", "fashion-mnist", "low_norm.running_var"),
+        ("export WEIGHTS -o out.onnx", "fashion-mnist", "encoder.conv2.bias"),
+        ("app --weights WEIGHTS", "fashion-mnist", "image_scale"),
+        ("accelerate --model WEIGHTS --data digits -o out", "fashion-mnist", "low_body.0.weight"),
+        ("encode photo.png -o out --weights WEIGHTS", "autoencoder", "encoder.conv1.weight"),
+        ("train --data digits --autoencoder WEIGHTS -o out", "autoencoder", "decoder.conv1.bias"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(
+    tmp_path, monkeypatch, photo_file, capsys, command, source, tensor
+):
+    """``wae eval`` printed its table, with the error of networks that guess, and exited with 0."""
+    original, path = weights_file.WEIGHTS / f"{source}.safetensors", tmp_path / "broken.safetensors"
+    tensors = load_file(original)
+    tensors[tensor].view(-1)[-1] = np.nan
+    save_file(tensors, path, {"recipe": json.dumps(weights_file.read_recipe(original))})
+    monkeypatch.chdir(tmp_path)
+    assert run(*command.replace("WEIGHTS", str(path)).split()) == 1
+    assert capsys.readouterr().err == f"wae: {path}: {tensor} has numbers that are not finite\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["encode"], ["demo", "--seconds", "-1"]], ids=str)

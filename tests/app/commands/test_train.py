@@ -645,6 +645,15 @@ def test_files_that_hold_no_body_are_refused(tmp_path, content, message):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_body_that_is_not_finite_is_refused(tmp_path):
+    model, path = SmallVGG(3), tmp_path / "body.pth"
+    torch.save({**model.body.state_dict(), "0.bias": torch.full((32,), torch.inf)}, path)
+    with pytest.raises(
+        weights_file.CheckpointError, match=r"body\.pth: 0\.bias has numbers that are not finite"
+    ):
+        pretrained.load_body(model, "small_vgg", str(path))
+
+
 def test_unreadable_test_images_are_skipped_unless_all_are(train, images, tmp_path, capsys):
     for path in (images / "val" / "red").iterdir():
         path.write_bytes(b"broken")

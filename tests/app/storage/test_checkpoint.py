@@ -243,6 +243,31 @@ def test_a_checkpoint_that_could_not_be_loaded_is_not_saved(tmp_path, arguments,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["low_body.0.weight", "high_norm.running_var"])
+def test_numbers_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, name, value):
+    model = tiny()
+    model.state_dict()[name].view(-1)[0] = value
+    with pytest.raises(ValueError, match=f"finite numbers only, but {name} has some"):
+        save_classifier(tmp_path / "c", model, "tiny")
+    with pytest.raises(CheckpointError, match=f"c: {name} has numbers that are not finite"):
+        load_classifier(write(tmp_path / "c", architecture(), model))
+
+
+def test_numbers_that_overflow_in_float32_are_refused(tmp_path):
+    model = tiny().double().requires_grad_(False)
+    model.low_body[0].bias.fill_(1e39)
+    with pytest.raises(CheckpointError, match=r"c: low_body\.0\.bias has numbers that are not finite"):
+        load_classifier(write(tmp_path / "c", architecture(), model))
+
+
+def test_a_tensor_without_numbers_is_finite(tmp_path):
+    layer = torch.nn.Module()
+    layer.register_buffer("none", torch.zeros(0))
+    weights_file.save(tmp_path / "w", layer, {})
+    weights_file.load(tmp_path / "w", layer)
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

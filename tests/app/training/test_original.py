@@ -215,6 +215,14 @@ def test_weights_of_another_network_are_refused(tmp_path):
         open_original(TINY, str(path), 5)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    path, network = tmp_path / "w.pth", torchvision.models.get_model(TINY, num_classes=5)
+    next(network.parameters()).data[0] = torch.nan
+    torch.save(network.state_dict(), path)
+    with pytest.raises(CheckpointError, match=r"w\.pth: conv1\.0\.weight has numbers that are not finite"):
+        open_original(TINY, str(path), 5)
+
+
 def test_preprocessing_comes_from_the_checkpoint(tmp_path):
     model = FullResolution(torchvision.models.get_model(TINY, num_classes=3), (1 / 64,) * 3, (-2.0,) * 3)
     path = tmp_path / "model.safetensors"

@@ -21,10 +21,12 @@ def test_a_network_is_saved_and_loaded_before_it_is_trained(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nan_weights_are_saved_and_loaded_too(tmp_path):
+def test_nan_weights_are_refused(tmp_path):
     model = build("small_vgg_half", 4)
     next(model.parameters()).data[0] = torch.nan
-    rehearse(tmp_path, model, "small_vgg_half", LABELS, Input())
+    with pytest.raises(ValueError, match=r"finite numbers only, but network.* has some"):
+        rehearse(tmp_path, model, "small_vgg_half", LABELS, Input())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
