@@ -94,12 +94,8 @@ def rehearse(
         loaded = load_classifier(path, original).state_dict()
         if describe(path).labels != tuple(labels):
             raise CheckpointError(f"{network}: its class names change when they are saved and loaded")
-        different = [name for name, tensor in model.state_dict().items() if not _same(tensor, loaded[name])]
-        if different:
+        saved = model.state_dict()
+        if different := [name for name in saved if not torch.equal(saved[name].cpu(), loaded[name])]:
             raise CheckpointError(f"{network}: {different[0]} changes when it is saved and loaded")
     finally:
         path.unlink(missing_ok=True)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.equal(one.cpu().nan_to_num(), other.nan_to_num()))
