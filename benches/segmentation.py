@@ -4,7 +4,7 @@
     python -m benches.segmentation time FOLDER RESULTS [NETWORK ...]
     python -m benches.segmentation table RESULTS
 
-``prepare`` deploys each network of :data:`NETWORKS` for one image of 480 x 360 in each engine of
+``prepare`` deploys each network of :data:`NETWORKS` for one image of 360 x 480 in each engine of
 :data:`ENGINES`, at full resolution and with WAE around it, checks both, and saves them and the parts of WAE
 to FOLDER. It skips what is already there. ``time`` times the saved networks interleaved, and writes the
 medians to RESULTS, one file for each network and engine. ``table`` prints these as Markdown; the engine in

@@ -121,8 +121,8 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         "--size",
         type=types.image_size,
         metavar="N|HEIGHTxWIDTH",
-        help="size of images from files (default: as for the original, otherwise 224; with a class for each "
-        "pixel that of the first image)",
+        help="size of images from files (default: as for the original; with a class for each pixel that of "
+        "the first image; near the images' own if a plan is made for them; otherwise 224)",
     )
     shared.add_on_corrupt(group)
     shared.add_max_pixels(group)

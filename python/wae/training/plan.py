@@ -1,6 +1,7 @@
 """The plan of a training, stage by stage, read from a TOML file.
 
-The plans that come with the package are in ``wae/training/plans``. ``docs/training.md`` explains every entry.
+The plans that come with the package are in ``wae/training/plans``. The entries are the attributes of
+:class:`Plan` and :class:`Stage`, which explain them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The claim on segmentation of road scenes: CamVid (Brostow et al. 2009) in eleven classes.
 
-The data is SegNet's version: 367 training, 101 validation and 233 test images of 480 x 360 pixels.
+The data is SegNet's version: 367 training, 101 validation and 233 test images of 360 x 480 pixels.
 
 It compares a network at full resolution, at half the resolution with its scores upsampled bilinearly, and
 with WAE around it. The last two are also trained a second way: initialised from the trained first one and
