@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wae.training.plan import BATCH, EPOCHS, SEED, WEIGHT
+from wae.training.plan import BATCH, EPOCH_STEPS, EPOCHS, SEED, WEIGHT
 
 from . import shared, types
 
 HELP = "train the auto-encoder on photos"
 
-_STEPS = (1, 500 * EPOCHS[1])  # epochs have 500 steps at most
+_STEPS = (1, EPOCH_STEPS * EPOCHS[1])
 _PLAN = ("batch", "learning_rate", "energy_weight", "seed")  # options that replace entries of the plan
 
 

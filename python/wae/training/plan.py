@@ -28,12 +28,14 @@ PLANS = Path(__file__).parent / "plans"
 KINDS = ("transform", "classifier", "joint")
 """The three stages, in the order of docs/network.md: ``--stage 1`` is the first."""
 
-
 EPOCHS = (1, 10**6)
 """The least and the largest number of epochs of a stage, and so on."""
 BATCH = (1, 10**7)
 WEIGHT = (0.0, 1e6)  # of a term of the loss; also a learning rate
 SEED = (0, 2**31)
+
+EPOCH_STEPS = 500
+"""The most steps of an epoch if the auto-encoder is trained alone: random crops have no natural epoch."""
 
 
 class PlanError(WaeError, ValueError):

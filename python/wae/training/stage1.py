@@ -18,12 +18,9 @@ from wae.storage import weights_file
 from . import trainer
 from .linear_start import best_linear, write_linear_start
 from .losses import energy_ratio, psnr
-from .plan import PLANS, Plan, read
+from .plan import EPOCH_STEPS, PLANS, Plan, read
 from .state import check_same
 from .trainer import Observer
-
-STEPS = 500
-"""Steps of an epoch, after which there is a checkpoint. Random crops have no natural epoch."""
 
 CROP = 64
 """The side of the largest crop, in pixels."""
@@ -59,10 +56,10 @@ class Schedule(NamedTuple):
 
 
 def schedule(steps: int | None = None, **changed: Any) -> Schedule:
-    """The plan ``autoencoder`` for ``steps`` steps of the optimizer, in epochs of at most :data:`STEPS`.
+    """The plan ``autoencoder`` for ``steps`` steps, in epochs of at most :data:`.plan.EPOCH_STEPS`.
 
     Args:
-        steps: at least 1; None for the number in the plan.
+        steps: of the optimizer, at least 1; None for the number in the plan.
         changed: entries to replace: ``batch`` or ``seed`` of the plan, ``learning_rate`` or ``energy_weight``
             of its stage.
 
@@ -70,8 +67,8 @@ def schedule(steps: int | None = None, **changed: Any) -> Schedule:
     """
     plan = read(PLANS / "autoencoder.toml")
     (stage,) = plan.stages
-    steps = stage.epochs * STEPS if steps is None else steps
-    epochs = -(-steps // STEPS)
+    steps = stage.epochs * EPOCH_STEPS if steps is None else steps
+    epochs = -(-steps // EPOCH_STEPS)
     of_stage = {name: changed.pop(name) for name in ("learning_rate", "energy_weight") if name in changed}
     stage = replace(stage, epochs=epochs, warmup=_WARMUP * epochs, **of_stage)
     return Schedule(replace(plan, stages=(stage,), **changed), steps)

@@ -28,7 +28,7 @@ def photos():
 @pytest.fixture
 def short_epochs(monkeypatch):
     """An epoch, and so a checkpoint, every two steps."""
-    monkeypatch.setattr(stage1, "STEPS", 2)
+    monkeypatch.setattr(stage1, "EPOCH_STEPS", 2)
     return schedule(8, batch=2)
 
 
@@ -129,7 +129,7 @@ def test_resume_after_interruption_gives_the_same_weights(photos, tmp_path, shor
 @pytest.mark.parametrize("steps", [3, 5, 7])
 def test_a_number_of_steps_that_epochs_cannot_share_equally(photos, tmp_path, monkeypatch, steps):
     """Exactly these are taken, and a training of one step more, whose epochs are as long, is another one."""
-    monkeypatch.setattr(stage1, "STEPS", 2)
+    monkeypatch.setattr(stage1, "EPOCH_STEPS", 2)
     path = tmp_path / "weights"
     for last in (1, None):  # a checkpoint, and finished weights
         with pytest.raises(Interrupted) if last else nullcontext():
@@ -150,7 +150,7 @@ def test_resume_without_a_checkpoint_starts_a_training(photos, tmp_path):
 
 def test_resume_needs_a_checkpoint_of_the_same_training(photos, tmp_path, monkeypatch):
     path = tmp_path / "weights"
-    monkeypatch.setattr(stage1, "STEPS", 2)
+    monkeypatch.setattr(stage1, "EPOCH_STEPS", 2)
     plan, other = schedule(8, batch=2), schedule(8, batch=3, learning_rate=0.5)
     for last in (3, None):  # a checkpoint, and finished weights
         with pytest.raises(Interrupted) if last else nullcontext():
