@@ -217,8 +217,7 @@ def _recipe(task: Task, record: Record, form: Form) -> Recipe:
         chosen.append(optimizer)
     if distillation is None:
         found = record.once("mimic", lambda: best_distillation(task, record, form, optimizer))
-        # records of versions that did not try mirrored scores lack the entry, and are continued as they are
-        distillation = Recipe(found["weight"], found.get("mirrored", task.settings.mimic_mirrored))
+        distillation = Recipe(found["weight"], found["mirrored"])
         chosen.append(str(distillation))
     if chosen:
         task.say(f"chosen by the trials: {', '.join(chosen)}")

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,23 +26,18 @@ from wae.storage.weights_file import CheckpointError
 from wae.training.plan import changed
 from wae.training.processes import broadcast, is_first
 from wae.training.session import LOG, MODEL, PLAN, STATE, TENSORBOARD
-from wae.training.small_data import ADAMW
 
 from .report_files import FILES as REPORT
-from .settings import DEFAULTS, MIRRORED
 
 RECORD, DEPLOYED, ONNX, TRIALS, BASELINES = "accelerate.json", "deployed", "model.onnx", "trials", "baselines"
 ORIGINAL = "original.safetensors"
-
-_OLD_BASELINES = "rivals"  # the baselines' folder in earlier versions
-_PLAIN_TEACHER = re.compile(r"trial: .*, mimic (?!0$)[^ ,]+")
 
 
 def clear(folder: Path) -> None:
     """Remove the files that an acceleration wrote, the record last. Other files stay."""
     if not (folder / RECORD).exists():
         return
-    for name in (TENSORBOARD, TRIALS, DEPLOYED, BASELINES, _OLD_BASELINES):
+    for name in (TENSORBOARD, TRIALS, DEPLOYED, BASELINES):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *REPORT, RECORD):
         (folder / name).unlink(missing_ok=True)
@@ -90,28 +84,9 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         return record
     try:
         made: Any = broadcast(read_json(path) if is_first() else None)
-        known_later = {**DEFAULTS, "test data": settings["test data"]}
-        before, found = {**known_later, **made["settings"]}, _as_called_now(made)
+        before, found = dict(made["settings"]), dict(made["found"])
     except (ValueError, LookupError, TypeError):
         raise CheckpointError(f"{path}: is damaged; --force starts over") from None
     if different := ", ".join(changed(before, settings)):
         raise CheckpointError(f"{folder}: was begun with another {different}; --force starts over")
-    if is_first() and (folder / _OLD_BASELINES).is_dir():
-        (folder / _OLD_BASELINES).rename(folder / BASELINES)
     return Record(path, settings, found)
-
-
-def _as_called_now(made: dict[str, Any]) -> dict[str, Any]:
-    """The results of a record under today's names.
-
-    Earlier versions always used AdamW, did not name mirrored scores in their trials, and called baselines
-    rivals.
-    """
-    named = dict(made["found"]).items()
-    found: dict[str, Any] = {re.sub("^rival: ", "baseline: ", name): value for name, value in named}
-    if "optimizer" not in made["settings"]:
-        found.setdefault("optimizer", {"name": ADAMW})
-    if not made["settings"].get("mimic_mirrored"):
-        return found
-    called = {name: f"{name}, {MIRRORED}" for name in found if _PLAIN_TEACHER.fullmatch(name)}
-    return {called.get(name, name): value for name, value in found.items()}

@@ -90,8 +90,8 @@ def doubt(found: Mapping[str, Any]) -> str:
 
 def disturbed(found: Mapping[str, Any]) -> str:
     """A warning if other programs used the machine while times were measured; "" if they did not."""
-    measured = found["deployed"], found.get("times", {})  # records of earlier versions do not tell
-    return disturbance(max(step.get("others") or 0.0 for step in measured))
+    measured = [found[step]["others"] for step in ("times", "deployed") if step in found]
+    return disturbance(max(cores or 0.0 for cores in measured))
 
 
 def outcome(accuracy: float | None) -> str:
@@ -182,10 +182,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         f"Images of {training['size']} x {training['size']}; training took {training['seconds']:.0f} s.",
         _distillation(training),
         f"Accuracies: of {counted(tested, 'test image')}.",
-        f"Times: medians of interleaved calls on {_where(found['deployed'])}.",
+        f"Times: medians of interleaved calls on {_where(found['deployed']['machine'])}.",
+        f"The optimizer (of the last stage): {training['optimizer']}.",
     ]
-    if "optimizer" in training:  # records of earlier versions lack it
-        lines.append(f"The optimizer (of the last stage): {training['optimizer']}.")
     if "target" in found:
         allowed = found["target"]["allowed"]
         outcome = "met" if new["seconds"] <= allowed else "missed"
@@ -210,11 +209,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _where(deployed: Mapping[str, Any]) -> str:
-    """The machine that the times were measured on."""
-    if "machine" not in deployed:  # records of earlier versions lack it
-        return "this machine"
-    machine = deployed["machine"]
+def _where(machine: Mapping[str, Any]) -> str:
+    """The machine that the times were measured on: see :func:`wae.experiments.machine.machine`."""
     engines = "".join(
         f", {name} {machine['versions'][name]}"
         for name in ("torch", "onnxruntime", "openvino")
@@ -228,7 +224,7 @@ def _distillation(training: Mapping[str, Any]) -> str:
     if not training["mimic"]:
         return "The original's scores are not part of the loss."
     scores = "its scores"
-    if training.get("mirrored"):  # records of earlier versions lack it
+    if training["mirrored"]:
         scores = "its scores, averaged over an image and its mirror image,"
     return f"Distilled from the original: the distance to {scores} is part of the loss."
 

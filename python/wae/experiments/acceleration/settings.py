@@ -28,9 +28,6 @@ class AccelerationError(WaeError, ValueError):
     """A network that cannot be accelerated with these settings. The message says why."""
 
 
-MIRRORED = "mirrored"
-
-
 class Recipe(NamedTuple):
     """What trials choose for the stages with labels: the distillation from the original, and the optimizer.
 
@@ -45,7 +42,7 @@ class Recipe(NamedTuple):
     """See :func:`acceleration_plan`."""
 
     def __str__(self) -> str:
-        mirrored = f", {MIRRORED}" if self.weight and self.mirrored else ""
+        mirrored = ", mirrored" if self.weight and self.mirrored else ""
         return f"mimic {self.weight:g}{mirrored}" + (f", {SGD}" if self.optimizer == SGD else "")
 
 
@@ -249,7 +246,3 @@ class Settings:
         entries = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in machine}
         plan = None if self.plan is None else self.plan.as_dict()
         return {**entries, "factor": self.light_factor, "plan": plan}
-
-
-DEFAULTS = Settings("", "", Path()).as_dict()
-"""For folders that an earlier version began: a setting that it did not have had its default."""

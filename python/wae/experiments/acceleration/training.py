@@ -107,10 +107,7 @@ def forget(task: Task, name: str) -> None:
 
 
 def forget_all(task: Task) -> None:
-    """Remove the remaining checkpoints and their folder when all trainings are on the record.
-
-    There are some if an earlier version, with other names for trials, began the run.
-    """
+    """Remove the folder of these checkpoints when all trainings are on the record."""
     if is_first():
         shutil.rmtree(task.settings.folder / TRIALS, ignore_errors=True)
 

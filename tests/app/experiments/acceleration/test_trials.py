@@ -34,7 +34,7 @@ def test_a_trial_is_trained_and_tested_on_training_images_only(tmp_path, monkeyp
     kept = [trials.trial(task, record, task.form, recipe) for recipe in (NO_TEACHER, PLAIN, PLAIN)]
     assert kept == [0.25] * 3
     names = [f"trial: size 48, factor 4, mimic {weight}" for weight in (0, 1)]
-    assert list(record.found) == names  # the same in every version, so that older folders resume
+    assert list(record.found) == names
     (*_, no_teacher), (plan, others, held_out, teacher) = seen  # the third result is read from the record
     assert printed.getvalue().count("trial, size 48, factor 4, mimic 1: 25.00 %") == 1
     rest = [number for number in range(20) if number % 5]
