@@ -13,6 +13,7 @@ import shlex
 import shutil
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def test_every_command_exists(words: list[str]) -> None:
         assert arguments[0] in targets
     elif program == "python" and arguments[0] == "-m":
         assert importlib.util.find_spec(arguments[1])
+    elif program == "python" and arguments[0].endswith(".py"):
+        assert (ROOT / arguments[0]).is_file()
     elif program == "wae":
         assert accepted(arguments)
     elif program == "pip":
@@ -174,6 +177,18 @@ def test_every_command_exists(words: list[str]) -> None:
         assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in extras)
     elif "/" in program:
         assert os.access(ROOT / program, os.X_OK)
+
+
+@pytest.mark.slow
+def test_programs_that_write_tables_find_their_modules() -> None:
+    pytest.importorskip("triton")
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = re.findall(r"^ {4}PYTHONPATH=(\S+) python (\S+)/(\w+)\.py --write", text, re.MULTILINE)
+    assert {module for *_, module in found} == {"cuda_gate", "triton_counts"}
+    for path, folder, module in found:  # the folder is where Python looks first if the program is run
+        program = f"import sys; sys.path[0] = {folder!r}; import {module}"
+        environment = {**os.environ, "PYTHONPATH": path}
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
 
 
 def accepted(arguments: list[str]) -> bool:

@@ -175,9 +175,8 @@ def test_missing_barrier_is_detected(number: int) -> None:
 def test_page_has_these_plans() -> None:
     from triton_counts import PAGE, plans_table
 
-    assert plans_table() in PAGE.read_text(encoding="utf-8"), (
-        "run python tests/support/triton_counts.py --write"
-    )
+    how = "PYTHONPATH=tools:tests/cuda python tests/support/triton_counts.py --write updates it"
+    assert plans_table() in PAGE.read_text(encoding="utf-8"), how
 
 
 def source_line(before: list[str]) -> str:

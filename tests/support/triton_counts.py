@@ -1,4 +1,6 @@
-"""The tables of docs/triton.md: `python tests/support/triton_counts.py --write`. Needs no GPU.
+"""The tables of docs/triton.md. Needs no GPU.
+
+PYTHONPATH=tools:tests/cuda python tests/support/triton_counts.py --write
 
 The work of a launch is counted while its compiled code for sm_80 runs on the CPU. The resources of a kernel
 are read from its machine code for every target.
