@@ -78,7 +78,7 @@ def _add_input(group: argparse._ArgumentGroup) -> None:
 
 def _add_choices(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--target", type=_times, metavar="N.Nx", help="target speed-up, by which size and factor are chosen"
+        "--target", type=_times, metavar="N.Nx", help="target speedup, by which size and factor are chosen"
     )
     group.add_argument(
         "--target-ms",

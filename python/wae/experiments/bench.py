@@ -98,7 +98,7 @@ class Comparison:
 
     @property
     def promised(self) -> float:
-        """The speed-up that the multiply-adds promise: the stock network's over WAE's."""
+        """The speedup that the multiply-adds promise: the stock network's over WAE's."""
         return self.multiply_adds["stock"] / self.multiply_adds["wae"]
 
     @property

@@ -15,7 +15,7 @@ from .bench import Comparison
 from .machine import disturbance, limits, machine
 from .panels import data_url
 
-_WORTH = 1.1  # a smaller speed-up is not worth a training
+_WORTH = 1.1  # a smaller speedup is not worth a training
 
 
 def heads(comparison: Comparison) -> list[str]:
@@ -25,7 +25,7 @@ def heads(comparison: Comparison) -> list[str]:
 
 
 def cells(comparison: Comparison) -> list[list[str]]:
-    """A row per engine and precision: times, speed-up, its share of the promised one, images per second."""
+    """A row per engine and precision: times, speedup, its share of the promised one, images per second."""
     return [
         [
             row.engine,
@@ -62,7 +62,7 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Notes for the reader of the tables."""
     lines = [
         f"Medians of interleaved calls, all checked first; {counted(torch.get_num_threads(), 'thread')}.",
-        "Column 6: the speed-up as a share of the ratio of multiply-adds.",
+        "Column 6: the speedup as a share of the ratio of multiply-adds.",
         "WAE's weights are random, so no accuracy is claimed; `wae eval --deployed` measures it.",
     ]
     if any(row.precision == "int8" for c in comparisons for row in c.rows):

@@ -90,7 +90,7 @@ def show(console: Console, timings: Timings) -> None:
     table = _table(
         f"One 224 x 224 image, float32, {threads} thread{'s' if threads > 1 else ''}",
         ("op", "layout"),
-        (f"wae, {timings.backend}\nms", "stock torch, eager\nms", "\nspeed-up"),
+        (f"wae, {timings.backend}\nms", "stock torch, eager\nms", "\nspeedup"),
     )
     for op in timings.ops:
         table.add_row(op.op, op.layout, f"{op.wae:.2f}", f"{op.stock:.2f}", _ratio(op.stock, op.wae))
@@ -99,7 +99,7 @@ def show(console: Console, timings: Timings) -> None:
     table = _table(
         "One 224 x 224 image through a classifier, eager, NCHW",
         ("network",),
-        ("here\nms", "here\nspeed-up", "\nGMAC", "published\nms", "published\nspeed-up"),
+        ("here\nms", "here\nspeedup", "\nGMAC", "published\nms", "published\nspeedup"),
     )
     stock = timings.networks[0]
     for row in timings.networks:
