@@ -35,28 +35,39 @@ class Terminated(KeyboardInterrupt):
 def terminable() -> Iterator[None]:
     """In this block SIGTERM or SIGHUP raises :class:`Terminated`; later ones do not interrupt the clean-up.
 
-    During the import of an extension module, neither this nor Ctrl-C is raised until the import has ended.
+    During the import of an extension module, neither this nor Ctrl-C is raised until the import has ended. If
+    one is raised where Python ignores exceptions, such as in a destructor, it is raised again after that.
     The block has no effect outside the main thread, or on a signal that already has a handler or is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    owner = os.getpid()
+    owner, is_ending, report = os.getpid(), False, sys.unraisablehook
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if not _sent_again(number, frame):
             signal.default_int_handler(number, frame)
 
     def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal is_ending
         if os.getpid() != owner:  # a forked child process, which has nothing to clean up
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        if not _sent_again(number, frame):
-            for ending in _ENDING:  # a service manager sends both
-                signal.signal(ending, signal.SIG_IGN)
+        if not is_ending and not _sent_again(number, frame):  # a service manager sends both
+            is_ending = True
             raise Terminated(number)
 
+    def ignored(exception: sys.UnraisableHookArgs) -> None:
+        nonlocal is_ending
+        if not isinstance(exception.exc_value, KeyboardInterrupt):
+            report(exception)
+            return
+        is_ending = False
+        _send_later(getattr(exception.exc_value, "number", signal.SIGINT))
+
     with ExitStack() as handled:
+        sys.unraisablehook = ignored
+        handled.callback(setattr, sys, "unraisablehook", report)
         handled.enter_context(_handled(signal.SIGINT, signal.default_int_handler, interrupt))
         for number in _ENDING:
             handled.enter_context(_handled(number, signal.SIG_DFL, terminate))
@@ -85,8 +96,12 @@ def _sent_again(number: int, frame: FrameType | None) -> bool:
     while frame and not isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
         frame = frame.f_back
     if frame:
-        threading.Timer(_LATER, os.kill, (os.getpid(), number)).start()
+        _send_later(number)
     return frame is not None
+
+
+def _send_later(number: int) -> None:
+    threading.Timer(_LATER, os.kill, (os.getpid(), number)).start()
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from types import ModuleType
@@ -68,6 +70,48 @@ def test_a_signal_during_the_import_of_an_extension_is_raised_after_it(
     with pytest.raises(kind):
         work()
     assert imported
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [("SIGTERM", Terminated), ("SIGHUP", Terminated), ("SIGINT", KeyboardInterrupt)]
+)
+def test_a_signal_where_python_ignores_exceptions_is_raised_after_that(
+    number: str, kind: type[KeyboardInterrupt], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``wae eval --deployed`` once went on after SIGTERM, and ignored all later ones."""
+
+    class Watched:
+        pass
+
+    def work() -> None:
+        with terminable():
+            one = Watched()
+            weakref.finalize(one, signal.raise_signal, getattr(signal, number))
+            del one
+            went_on.append(True)
+            time.sleep(60)
+
+    went_on: list[bool] = []
+    usual = sys.unraisablehook
+    with pytest.raises(kind):
+        work()
+    assert went_on
+    assert sys.unraisablehook == usual
+    assert "Exception ignored" not in capsys.readouterr().err
+
+
+def test_other_exceptions_that_python_ignores_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("reported")
+
+    sys.unraisablehook, pytests = sys.__unraisablehook__, sys.unraisablehook
+    try:
+        with terminable():
+            Failing()
+    finally:
+        sys.unraisablehook = pytests
+    assert "ValueError: reported" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
