@@ -75,8 +75,9 @@ class Description:
         if type(self.network) is not str or not (self.is_own or builder(self.network)):
             known = ", ".join(_NETWORKS)
             raise ValueError(
-                f"network must be one of {known}, or NAME, NAME_half, NAME_at_SIDE, wae_NAME or wavelet_NAME of "
-                f"a NAME in torchvision or timm, or a segmentation network, got {shown(self.network)}"
+                f"network must be one of {known}, or NAME, NAME_half, NAME_at_SIDE, wae_NAME or "
+                "wavelet_NAME of a NAME in torchvision or timm, or a segmentation network, "
+                f"got {shown(self.network)}"
             )
         if type(self.classes) is not int or not 1 <= self.classes <= _MAX_CLASSES:
             raise ValueError(f"number of classes must be 1 or more, got {shown(self.classes)}")
