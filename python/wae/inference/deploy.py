@@ -5,7 +5,7 @@
     deployed = deploy(model.eval(), size=(224, 224), batch=8)
     scores = deployed(images)  # uint8 or floating point, any strides
     deployed.engine            # for example "openvino"; deploy(..., engine="openvino") skips the search
-    deployed.save("out")       # load_deployed("out") loads it within a second
+    deployed.save("out")       # load_deployed("out") loads it in a new process, without the model
 """
 
 from __future__ import annotations
