@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands and their options."""
     parser = argparse.ArgumentParser(
         prog="wae",
-        description="Split images with a wavelet-like auto-encoder, put them together again, classify them.",
+        description="Make networks for images faster with a wavelet-like auto-encoder.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument(
