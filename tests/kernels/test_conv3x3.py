@@ -201,13 +201,11 @@ def test_compile_fullgraph() -> None:
     def model(x: Tensor) -> Tensor:
         return F.max_pool2d(conv3x3(x, packed, bias, 20, True), 2)
 
-    torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
         for size in [(2, 16, 8, 9), (3, 16, 6, 7)]:
             x = torch.randn(size)
             assert torch.equal(compiled(x), model(x))
-    torch.compiler.reset()
 
 
 def test_gradients_are_refused() -> None:

@@ -528,7 +528,6 @@ def test_untouched_layers_are_fused_when_compiled() -> None:
         graphs.append(graph)
         return graph.forward
 
-    torch._dynamo.reset()
     torch.compile(Encoder(), backend=keep, fullgraph=True)(torch.randn(1, 3, 8, 8))
     (calls,) = ([n.target for n in g.graph.nodes if n.op == "call_function"] for g in graphs)
     assert torch.ops.wae.encode.default in calls
@@ -541,7 +540,6 @@ def test_untouched_layers_are_fused_when_compiled() -> None:
     [CHANGES["pruned"], _hooked, _pre_hooked, _own_forward, _own_convolution, _without_bias, _other_padding],
 )
 def test_compiled_module_notices_changed_layers(change: Callable[[nn.Module], object]) -> None:
-    torch._dynamo.reset()
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
     compiled = torch.compile(encoder, backend="eager")
     before = compiled(image)[0]

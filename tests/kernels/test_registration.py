@@ -96,7 +96,6 @@ def test_opcheck_of_float32_parameters_with_16_bit_images(cell: Cell, layout: st
 
 
 @on_main_cells
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_16_bit_images_with_float32_parameters_are_compiled_and_exported(cell: Cell, layout: str) -> None:
     model = wae_nn.Decoder().to(cell.device)
@@ -211,13 +210,6 @@ def test_poisoned_memory_includes_the_outputs_of_the_kernels(cell: Cell) -> None
 # --------------------------------------------------------------------------------------------- compile
 
 
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 def both_ways(function: Callable[[Tensor], Tensor], model: nn.Module, image: Tensor) -> list[Tensor]:
     """The result, and the gradients of the image and of every parameter."""
     leaf = image.detach().requires_grad_()
@@ -226,7 +218,6 @@ def both_ways(function: Callable[[Tensor], Tensor], model: nn.Module, image: Ten
 
 
 @on_main_cells
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(("layout", "dynamic"), [("nchw", True), ("channels_last", True), ("nchw", False)])
 @pytest.mark.slow
 def test_compiled_equals_eager(cell: Cell, layout: str, dynamic: bool) -> None:
@@ -240,7 +231,6 @@ def test_compiled_equals_eager(cell: Cell, layout: str, dynamic: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile for the CPU needs a C++ compiler")
 def test_compiled_by_inductor_equals_eager() -> None:
     model = AutoEncoder()
@@ -253,7 +243,6 @@ def test_compiled_by_inductor_equals_eager() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile for the CPU needs a C++ compiler")
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_inductor_knows_the_strides_around_an_op(layout: str) -> None:
@@ -278,7 +267,6 @@ def test_inductor_knows_the_strides_around_an_op(layout: str) -> None:
             assert_close(a, b.double(), limit)
 
 
-@pytest.mark.usefixtures("fresh_compiler")
 def test_gradient_that_was_not_required_at_compilation() -> None:
     model, image = wae_nn.Encoder(), image_of(2, 6, 9)
     for parameter in model.parameters():
@@ -305,7 +293,6 @@ def _recompiles_for_a_parameter(layer: nn.Conv2d, image: Tensor) -> bool:
     return requires_grad
 
 
-@pytest.mark.usefixtures("fresh_compiler")
 def test_compiler_does_not_trace_ops_called_by_an_uncompiled_function() -> None:
     """It would warn about what it cannot trace there."""
     image, parameters = image_of(1, 6, 9), encoder()
@@ -322,7 +309,6 @@ def test_compiler_does_not_trace_ops_called_by_an_uncompiled_function() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
 def test_new_sizes_do_not_compile_again() -> None:
     model = AutoEncoder()
     counter = CompileCounterWithBackend("aot_eager")
@@ -335,7 +321,6 @@ def test_new_sizes_do_not_compile_again() -> None:
 
 
 @on_main_cells
-@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_sizes_that_depend_on_data_are_compiled(cell: Cell, layout: str) -> None:
     """Fake kernels cannot check such sizes; the real ones do."""
@@ -361,7 +346,6 @@ def test_sizes_that_depend_on_data_are_compiled(cell: Cell, layout: str) -> None
 
 
 @on_main_cells
-@pytest.mark.usefixtures("fresh_compiler")
 def test_sizes_marked_unbacked_are_compiled_once(cell: Cell) -> None:
     model, counter = AutoEncoder().to(cell.device), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
@@ -373,7 +357,6 @@ def test_sizes_marked_unbacked_are_compiled_once(cell: Cell) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.usefixtures("fresh_compiler")
 def test_compilation_names_an_invalid_argument() -> None:
     encode = torch.compile(torch.ops.wae.encode, fullgraph=True, backend="eager")
     with pytest.raises(

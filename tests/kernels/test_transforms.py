@@ -212,7 +212,6 @@ def test_compiled(transform: str, op: str) -> None:
     def function(x: Tensor) -> Tensor:
         return COMPILED[transform](lambda x: first(getattr(wae_kernels, op)(x, *others, *rest)), x)
 
-    torch._dynamo.reset()
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), function(x))
 
@@ -221,7 +220,6 @@ def test_compiled(transform: str, op: str) -> None:
 def test_compiled_module_in_a_transform() -> None:
     """Compiled before it is called in the transform, whose gradients and tangents must not be zero."""
     module, x = Encoder(), torch.randn(1, 3, 6, 6)
-    torch._dynamo.reset()
     compiled = torch.compile(module, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x))
     tangent = jvp(lambda x: module(x)[0], (x,), (x,))[1]
