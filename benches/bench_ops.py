@@ -44,8 +44,9 @@ def bench_forward(compare: Compare, setting: Setting, op: str) -> None:
 def _ours(module: nn.Module, sets: Sequence[Inputs]) -> dict[str, Side]:
     """Our kernels; on a GPU in both memory formats, and the Triton kernels if they run."""
     sides: dict[str, Side] = {OURS: lambda: peers.over(module, sets)}
-    if sets[0][0].is_cuda:
-        sides[f"{OURS}, channels_last"] = lambda: peers.over(module, peers.channels_last(sets))
+    if not sets[0][0].is_cuda:
+        return sides
+    sides[f"{OURS}, channels_last"] = lambda: peers.over(module, peers.channels_last(sets))
     if any(b.name == "triton" and b.available for b in backends.available()):
         triton = partial(_through, "triton", module)
         sides[f"{OURS}, Triton"] = lambda: peers.over(triton, sets)

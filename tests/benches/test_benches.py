@@ -16,8 +16,10 @@ import torch
 from printed_tables import markdown_row
 from programs import run_program
 
-from benches import accuracy, limits, report, result_files, tables, targets
+from benches import accuracy, bench_ops, limits, report, result_files, tables, targets
 from benches.classifiers import RUNNERS, cells, forms, make, wanted
+from benches.modules import OURS
+from wae_kernels import backends
 
 pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).resolve().parents[2]
@@ -352,6 +354,12 @@ def test_wae_on_a_gpu_is_compared_in_every_engine_that_runs_there() -> None:
     )
     assert stock == deployed >= {None, "cudagraphs", "compile"}
     assert [form for form, _ in on_gpu].index("ResNet50 at 224") == 0
+
+
+def test_the_triton_kernels_are_no_side_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU in the machine, Triton runs, but not for tensors on the CPU."""
+    monkeypatch.setattr(backends, "available", lambda: [backends.Backend("triton", True, "")])
+    assert list(bench_ops._ours(torch.nn.ReLU(), [(torch.ones(1),)])) == [OURS]
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -280,6 +281,26 @@ class TestInterpreted:
         halves = [image_of(1, 1, 1, torch.float16) for _ in range(2)]  # with float32 parameters
         wae_triton.tune("decode", *halves, *decoder(), (2, 2), measure=measure)
         assert launch.launch_decode(*halves, DecoderParameters(*decoder()), (2, 2)).plan.tile == seen[-1]
+
+    def test_tune_measures_on_the_device_of_its_arguments(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Triton's do_bench times the current device, which may be another GPU."""
+        current: list[Tensor] = []
+
+        @contextmanager
+        def device_of(tensor: Tensor) -> Iterator[None]:
+            current.append(tensor)
+            yield
+            current.remove(tensor)
+
+        monkeypatch.setattr(torch.cuda, "device_of", device_of)
+        monkeypatch.setattr(stored, "candidates", lambda _: [SMALL])
+        monkeypatch.setattr(stored, "store", lambda *_: None)
+        measured: list[bool] = []
+        parameters = encoder()
+        wae_triton.tune(
+            "encode", image_of(1, 2, 2), *parameters, measure=lambda _: measured.append(bool(current)) or 0.0
+        )
+        assert measured == [True]
 
     def test_tune_refuses_what_it_cannot_run(self) -> None:
         with pytest.raises(ValueError, match="op must be encode or decode, got 'encoder'"):

@@ -62,8 +62,9 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
         )
     time = measure or triton.testing.do_bench
     precision = launch.precision_of(launch.compute_dtype(weight.dtype, results))
-    best = min(
-        stored.candidates(precision), key=lambda tile: time(functools.partial(function, *args, tile=tile))
-    )
+    with torch.cuda.device_of(weight):  # do_bench times the current device
+        best = min(
+            stored.candidates(precision), key=lambda tile: time(functools.partial(function, *args, tile=tile))
+        )
     stored.store(stored.key(op, launch.device_of(weight.device), precision, shape), best)
     return best

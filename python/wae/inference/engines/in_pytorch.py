@@ -125,6 +125,7 @@ def _eager(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
 
 _MANY_WEIGHTS = 2**20  # in one layer: about what the second-level cache holds
 _QUIET = {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stats": False}
+"""Without these, tuning prints a table of times for each layer."""
 
 
 def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
@@ -136,7 +137,7 @@ def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     options: dict[str, Any] = {}
     on_gpu = inputs[0].is_cuda
     if on_gpu:
-        options = {"max_autotune": True}
+        options = {"max_autotune": True, **_QUIET}
     elif any(isinstance(m, nn.Linear) and m.weight.numel() >= _MANY_WEIGHTS for m in module.modules()):
         # for few images a generated FC layer reads its weights from memory twice as fast as MKL's
         options = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", **_QUIET}

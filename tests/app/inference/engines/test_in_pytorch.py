@@ -176,3 +176,16 @@ def test_compiled_code_on_a_gpu_is_one_graph_for_all_threads(monkeypatch):
         assert torch.equal(pool.submit(run, torch.ones(2)).result(), torch.ones(2))
     assert streams.events == ["replayed"]
     assert "triton.cudagraphs" not in options[0]["options"]
+
+
+def test_tuning_prints_no_tables(monkeypatch):
+    """On a GPU, too, where it tunes every layer."""
+    options = []
+    Streams(monkeypatch, {})
+    monkeypatch.setattr(torch, "compile", lambda function, **given: options.append(given) or function)
+    wide = nn.Linear(1024, 1024).eval()
+    for images in (torch.ones(1, 1024), torch.ones(1, 1024).as_subclass(OnGpu)):
+        _compile(wide, [images], False)
+    for given in options:
+        assert given["options"]["max_autotune"]
+        assert given["options"]["autotune_num_choices_displayed"] == 0
