@@ -6,7 +6,8 @@ Every command is a module of :mod:`wae.commands` (dashes in its name become unde
 - ``HELP``: what the command does, one sentence in lower case without a full stop,
 - ``add_arguments(parser)``: adds the command's options,
 - ``run(options)``: runs the command and returns the exit status. It raises WaeError or OSError if the
-  command cannot be carried out.
+  command cannot be carried out. Where a ValueError also says what is wrong with the input, it makes it a
+  :class:`wae.commands.shared.Failure`.
 
 The modules import heavy or optional packages inside these functions.
 """

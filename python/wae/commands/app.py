@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wae.errors import WaeError
-
 from . import shared, types
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         if wrong := shared.wrong_model(options.model, files):
             return shared.complain(wrong, 2)
         asked = _asked(options) if files else []
-    except (WaeError, ValueError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     autoencoder = shared.autoencoder(options.autoencoder)
     from wae.integrations import page, server  # last, because this import is slow

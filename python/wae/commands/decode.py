@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _decoded(options: argparse.Namespace) -> Image.Image:
-    """The image in the file. Raises Failure if `wae encode` did not write it, or used other weights."""
+    """The image in the file. Raises WaeError if `wae encode` did not write it, or used other weights."""
     import torch
     from PIL import Image
 
@@ -67,11 +67,8 @@ def _decoded(options: argparse.Namespace) -> Image.Image:
     from wae.storage import decomposed
 
     model = shared.autoencoder(options.weights)
-    try:
-        with shared.input_file(options.file) as path:
-            made = decomposed.load(path)
-    except decomposed.ContainerError as error:
-        raise shared.Failure(str(error)) from None
+    with shared.input_file(options.file) as path:
+        made = decomposed.load(path)
     if made.weights != decomposed.fingerprint(model):
         raise shared.Failure(
             f"{options.file}: was encoded with other weights than these; name those with --weights"

@@ -70,10 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate every checkpoint on all processes; the first one measures times and prints the table."""
-    from wae.data.images import ImageError
-    from wae.inference.agreement import DisagreementError
-    from wae.inference.engines import EngineError
-    from wae.storage.weights_file import CheckpointError
     from wae.training.processes import is_first, joined
 
     if options.engine is not None and not options.deployed:
@@ -86,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         with joined(options.device) as device:
             first = is_first()
             candidates, deployed, others = _measured(options, device)
-    except (CheckpointError, ImageError, EngineError, DisagreementError, ValueError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     if first:
         (_print_json if options.json else _print_tables)(options, candidates, deployed, others)

@@ -55,12 +55,8 @@ def run(options: argparse.Namespace) -> int:
     """Export the network, compare it with the model, and write the file."""
     import torch
 
-    from wae.inference.agreement import DisagreementError
-    from wae.inference.calibration import CalibrationError
-    from wae.inference.engines import EngineError
     from wae.inference.export import export
     from wae.storage import checkpoint
-    from wae.storage.weights_file import CheckpointError
     from wae.wording import printable
 
     if options.batch == _ANY and options.format == "executorch":
@@ -84,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
             max_drop=options.max_drop,
             described=described,
         )
-    except (CheckpointError, EngineError, DisagreementError, CalibrationError, ValueError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     name = printable(str(options.output))
     print(f"{name}: relative difference of its scores from the model's: {report['difference']:.1e}")

@@ -24,10 +24,7 @@ def run(options: argparse.Namespace) -> int:
 
     for source in (options.prototxt, options.caffemodel):
         shared.check_target(options.output, source, options.force)
-    try:
-        origin = caffe.convert(options.prototxt, options.caffemodel, options.output, options.force)
-    except caffe.CaffeError as error:
-        raise shared.Failure(str(error)) from None
+    origin = caffe.convert(options.prototxt, options.caffemodel, options.output, options.force)
     if origin["unused"]:
         print(f"left out because they are not part of WAE-VGG16: {origin['unused']}")
     return 0

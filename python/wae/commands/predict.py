@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wae.errors import WaeError
-
 from . import shared, types
 
 if TYPE_CHECKING:
@@ -109,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             name = described.network
             return shared.complain(f"--maps: needs a segmentation network, {weights} is of {name}", 2)
         network = _network(options, weights, described.input)
-    except (WaeError, ValueError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     return _write_predictions(options, described, network)
 
@@ -228,7 +226,6 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     """As :func:`run`, on the cluster of ``--ray``."""
     from wae.data.images import MAX_PIXELS
     from wae.data.walk import LeftOut, find
-    from wae.storage.weights_file import CheckpointError
 
     if wrong := _not_for_clusters(options):
         return shared.complain(wrong, 2)
@@ -253,7 +250,7 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
             invert=options.invert,
             max_pixels=options.max_pixels or MAX_PIXELS,
         )
-    except (CheckpointError, ValueError, ray.ClusterError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     for path, why in failed:
         shared.complain(f"{path}: {why}")

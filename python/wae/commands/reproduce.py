@@ -114,7 +114,6 @@ def run(options: argparse.Namespace) -> int:
 
     The table can also be printed for a read-only folder that has all results.
     """
-    from wae.errors import WaeError
     from wae.experiments.machine import OtherPrograms, disturbance
     from wae.experiments.reproduction.table import markdown, recovered, reestimated, rows
     from wae.training.lock import alone_in
@@ -138,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
                 if error.errno not in _READ_ONLY:
                     raise
                 shared.complain(f"{options.output}: {error.strerror}; the table is printed but not saved")
-    except (WaeError, ValueError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     if options.json:
         shares = {"won_back": table, "won_back_remeasured": reestimated(table)}

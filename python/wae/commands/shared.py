@@ -279,23 +279,20 @@ def found_images(sources: Iterable[Path]) -> list[Path]:
 
 
 def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
-    """As :func:`wae.data.images.read_image`, but raises Failure instead of ImageError."""
+    """See :func:`wae.data.images.read_image`; None for its default limit."""
     from wae.data import images
 
-    try:
-        return images.read_image(path, max_pixels or images.MAX_PIXELS)
-    except images.ImageError as error:
-        raise Failure(str(error)) from None
+    return images.read_image(path, max_pixels or images.MAX_PIXELS)
 
 
 def autoencoder(weights: Path | None) -> AutoEncoder:
-    """The auto-encoder with ``weights`` (None: the included ones). Raises Failure if they do not fit."""
+    """The auto-encoder with ``weights``; None for the included ones.
+
+    Raises CheckpointError if they do not fit.
+    """
     from wae.models.autoencoder import AutoEncoder
     from wae.storage import weights_file
 
     model = AutoEncoder().eval()
-    try:
-        weights_file.load(weights or weights_file.WEIGHTS / "autoencoder.safetensors", model)
-    except weights_file.CheckpointError as error:
-        raise Failure(str(error)) from None
+    weights_file.load(weights or weights_file.WEIGHTS / "autoencoder.safetensors", model)
     return model

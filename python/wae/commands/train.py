@@ -132,20 +132,16 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train. If a signal ends it, print how to resume, and return the status of :mod:`wae.cli`."""
-    from wae.data.images import ImageError
-    from wae.storage.weights_file import CheckpointError
-    from wae.training.trainer import TrainingError
-
     _check_start(options)
     try:
         session = _session(options)
-    except (CheckpointError, ValueError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     try:
         session.run(shared.console(options.json), _print_epochs if options.json else None)
     except KeyboardInterrupt as interrupt:
         return shared.interrupted(interrupt, f"; {_how_to_resume(session.state)}")
-    except (TrainingError, CheckpointError, ImageError, ValueError) as error:
+    except ValueError as error:
         raise shared.Failure(str(error)) from None
     except (FileExistsError, BrokenPipeError):
         raise
