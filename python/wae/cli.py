@@ -6,8 +6,8 @@ Every command is a module of :mod:`wae.commands` (dashes in its name become unde
 - ``HELP``: what the command does, one sentence in lower case without a full stop,
 - ``add_arguments(parser)``: adds the command's options,
 - ``run(options)``: runs the command and returns the exit status. It raises WaeError or OSError if the
-  command cannot be carried out. Where a ValueError also says what is wrong with the input, it makes it a
-  :class:`wae.commands.shared.Failure`.
+  command cannot be carried out, :class:`wae.commands.shared.Misuse` if its options are wrong. A ValueError
+  that says what is wrong with the input becomes a :class:`wae.commands.shared.Failure`.
 
 The modules import heavy or optional packages inside these functions.
 """
@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from wae.commands.shared import complain, interrupted
+from wae.commands.shared import Misuse, complain, interrupted
 from wae.errors import WaeError
 from wae.termination import ended_at_once, terminable
 from wae.wording import first_line, named_reason
@@ -75,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_backend()
         with terminable():
             return int(options.run(options))
+    except Misuse as error:
+        return complain(str(error), 2)
     except WaeError as error:
         return complain(str(error))
     except BrokenPipeError:  # the reader of the output closed it, as `| head` does

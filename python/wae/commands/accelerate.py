@@ -175,8 +175,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.experiments import accelerate
     from wae.training import plan
 
-    if wrong := shared.wrong_engine(options.engine):
-        return shared.complain(wrong, 2)
+    shared.check_engine(options.engine)
     names = (
         *"model data weights size factor target target_ms start mimic mimic_mirrored epochs".split(),
         *"learning_rate optimizer batch seed compare precision engine images max_drop on_corrupt".split(),

@@ -60,13 +60,11 @@ def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     for name in ("stock", "model"):
         if getattr(options, name) is not None and options.weights is None:
-            return shared.complain(f"--{name}: needs --weights", 2)
-    if wrong := shared.wrong_engine(options.engine):
-        return shared.complain(wrong, 2)
+            raise shared.Misuse(f"--{name}: needs --weights")
+    shared.check_engine(options.engine)
+    files = [path for path in (options.weights, options.stock) if path is not None]
     try:
-        files = [path for path in (options.weights, options.stock) if path is not None]
-        if wrong := shared.wrong_model(options.model, files):
-            return shared.complain(wrong, 2)
+        shared.check_model(options.model, files)
         asked = _asked(options) if files else []
     except ValueError as error:
         raise shared.Failure(str(error)) from None

@@ -78,16 +78,15 @@ def run(options: argparse.Namespace) -> int:
     from wae.models.registry import NetworkError
     from wae.storage.files import refuse_existing
 
-    if status := _refuse_engines(options.engine or ()):
-        return status
+    _check_engines(options.engine or ())
     if options.json and options.output and options.json.resolve() == options.output.resolve():
-        return shared.complain(f"--json: needs another file than -o, got {options.json} for both", 2)
+        raise shared.Misuse(f"--json: needs another file than -o, got {options.json} for both")
     for target in filter(None, (options.output, options.json)):
         refuse_existing(target, options.force)
     try:
         pairs = [pair(name, (_side(options, name),) * 2) for name in options.networks]
     except NetworkError as error:
-        return shared.complain(str(error), 2)
+        raise shared.Misuse(str(error)) from None
     try:
         found = _compared(options, pairs, options.engine or bench.engines_for_cpu())
     except ValueError as error:
@@ -102,16 +101,15 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse_engines(names: Sequence[str]) -> int:
-    """Report the first engine that is unknown or does not run here, and return the exit status; 0 if none."""
+def _check_engines(names: Sequence[str]) -> None:
+    """Raise Misuse for the first engine that is not known, and Failure for one that does not run here."""
     from wae.inference.engines import ENGINES
 
     for name in names:
         if name not in ENGINES:
-            return shared.complain(f"--engine must be one of {', '.join(ENGINES)}, got {name}", 2)
+            raise shared.Misuse(f"--engine must be one of {', '.join(ENGINES)}, got {name}")
         if (reason := ENGINES[name].why_not("cpu")) is not None:
-            return shared.complain(f"--engine: {reason}")
-    return 0
+            raise shared.Failure(f"--engine: {reason}")
 
 
 def _compared(

@@ -39,15 +39,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Reconstruct the image and write it; 2 if the name implies no format, or the format has no quality."""
+    """Reconstruct the image and write it."""
     from PIL import Image
 
     suffix = ".png" if options.output == shared.STANDARD else options.output.suffix.lower()
     file_format = Image.registered_extensions().get(suffix)
     if file_format is None or file_format not in Image.SAVE:
-        return shared.complain(f"{options.output}: Pillow cannot write this file type; use .png", 2)
+        raise shared.Misuse(f"{options.output}: Pillow cannot write this file type; use .png")
     if options.quality is not None and file_format not in _QUALITIES:
-        return shared.complain(f"--quality: needs one of {', '.join(_QUALITIES)}, got {file_format}", 2)
+        raise shared.Misuse(f"--quality: needs one of {', '.join(_QUALITIES)}, got {file_format}")
     for source in filter(None, (options.file, options.weights)):
         shared.check_target(options.output, source, options.force)
     encoded = _encoded(_decoded(options), file_format, options)

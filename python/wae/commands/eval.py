@@ -73,12 +73,10 @@ def run(options: argparse.Namespace) -> int:
     from wae.training.processes import is_first, joined
 
     if options.engine is not None and not options.deployed:
-        return shared.complain("--engine: needs --deployed", 2)
-    if wrong := shared.wrong_engine(options.engine):
-        return shared.complain(wrong, 2)
+        raise shared.Misuse("--engine: needs --deployed")
+    shared.check_engine(options.engine)
     try:
-        if wrong := shared.wrong_model(options.model, options.weights):
-            return shared.complain(wrong, 2)
+        shared.check_model(options.model, options.weights)
         with joined(options.device) as device:
             first = is_first()
             candidates, deployed, others = _measured(options, device)

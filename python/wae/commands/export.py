@@ -60,11 +60,10 @@ def run(options: argparse.Namespace) -> int:
     from wae.wording import printable
 
     if options.batch == _ANY and options.format == "executorch":
-        return shared.complain("--batch: an executorch file needs a fixed number of images, got dynamic", 2)
+        raise shared.Misuse("--batch: an executorch file needs a fixed number of images, got dynamic")
     shared.check_target(options.output, options.weights, options.force)
     try:
-        if wrong := shared.wrong_model(options.model, [options.weights]):
-            return shared.complain(wrong, 2)
+        shared.check_model(options.model, [options.weights])
         described = checkpoint.describe(options.weights)
         input = described.input.of_size(options.size or described.input.size)
         report = export(

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the tables; return 2 if there is no network with this name."""
+    """Print the tables."""
     from wae.experiments import info
     from wae.models.registry import NetworkError
 
@@ -28,5 +28,5 @@ def run(options: argparse.Namespace) -> int:
         else:
             info.show_installation(shared.console())
     except NetworkError as error:
-        return shared.complain(str(error), 2)
+        raise shared.Misuse(str(error)) from None
     return 0

@@ -91,54 +91,41 @@ def run(options: argparse.Namespace) -> int:
 
     if options.output == shared.STANDARD:
         options.output = None
-    if wrong := shared.wrong_engine(options.engine):
-        return shared.complain(wrong, 2)
+    shared.check_engine(options.engine)
     weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
     if options.ray is not None:
         return _by_cluster(options, weights)
-    if wrong := _wrong_outputs(options, weights) or _wrong_calibration(options):
-        return shared.complain(wrong, 2)
+    _check_outputs(options, weights)
+    if options.calibrate is not None and _engine(options) is None:
+        raise shared.Misuse("--calibrate: needs --engine or --precision")
     _check_sources(options.sources)
     try:
         described = checkpoint.describe(weights)
-        if wrong := shared.wrong_model(options.model, [weights]):
-            return shared.complain(wrong, 2)
+        shared.check_model(options.model, [weights])
         if options.maps is not None and not described.of_pixels:
-            name = described.network
-            return shared.complain(f"--maps: needs a segmentation network, {weights} is of {name}", 2)
+            raise shared.Misuse(f"--maps: needs a segmentation network, {weights} is of {described.network}")
         network = _network(options, weights, described.input)
     except ValueError as error:
         raise shared.Failure(str(error)) from None
     return _write_predictions(options, described, network)
 
 
-def _wrong_outputs(options: argparse.Namespace, weights: Path) -> str:
-    """What is wrong with ``-o``, in a sentence; otherwise empty.
-
-    Raises Failure or FileExistsError if it or ``--maps`` may not be written.
-    """
+def _check_outputs(options: argparse.Namespace, weights: Path) -> None:
+    """Raise Misuse, Failure or FileExistsError if ``-o`` or ``--maps`` may not be written."""
     from wae.data.images import is_image
 
     if options.output is not None:
         if is_image(options.output.name):
-            return f"{options.output}: -o writes text, but this is the name of an image"
+            raise shared.Misuse(f"{options.output}: -o writes text, but this is the name of an image")
         for source in (*options.sources, weights):
             shared.check_target(options.output, source, options.force)
     if options.maps is not None:
         _check_maps(options.maps, options.sources)
-    return ""
 
 
 def _engine(options: argparse.Namespace) -> str | None:
     """The engine to predict with; None for the network as PyTorch runs it."""
     return options.engine or ("auto" if options.precision else None)
-
-
-def _wrong_calibration(options: argparse.Namespace) -> str:
-    """What is wrong with ``--calibrate``, in a sentence; otherwise empty."""
-    if options.calibrate is not None and _engine(options) is None:
-        return "--calibrate: needs --engine or --precision"
-    return ""
 
 
 def _check_sources(sources: Sequence[Path]) -> None:
@@ -227,8 +214,7 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     from wae.data.images import MAX_PIXELS
     from wae.data.walk import LeftOut, find
 
-    if wrong := _not_for_clusters(options):
-        return shared.complain(wrong, 2)
+    _check_for_cluster(options)
     try:
         from wae.integrations import ray
     except ModuleNotFoundError as error:
@@ -259,21 +245,22 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     return int(bool(failed))
 
 
-def _not_for_clusters(options: argparse.Namespace) -> str:
-    """Which option cannot be combined with ``--ray``, in a sentence; otherwise empty."""
+def _check_for_cluster(options: argparse.Namespace) -> None:
+    """Raise Misuse for an option that cannot be combined with ``--ray``."""
     if options.ray and Path(options.ray).exists():
-        return f"--ray: needs an address, got the path {options.ray}; name images before this option"
+        raise shared.Misuse(
+            f"--ray: needs an address, got the path {options.ray}; name images before this option"
+        )
     if options.output is None:
-        return "--ray: needs -o FOLDER"
+        raise shared.Misuse("--ray: needs -o FOLDER")
     if options.format is not None:
-        return "--format: cannot be combined with --ray, which writes Parquet"
+        raise shared.Misuse("--format: cannot be combined with --ray, which writes Parquet")
     if options.engine == "auto" or options.precision or options.calibrate:
-        return "--ray: needs --engine with a name, without auto, --precision or --calibrate"
+        raise shared.Misuse("--ray: needs --engine with a name, without auto, --precision or --calibrate")
     if options.maps is not None:
-        return "--maps: cannot be combined with --ray, which writes Parquet"
+        raise shared.Misuse("--maps: cannot be combined with --ray, which writes Parquet")
     if options.model is not None:
-        return "--model: cannot be combined with --ray, whose machines only have the checkpoint"
-    return ""
+        raise shared.Misuse("--model: cannot be combined with --ray, whose machines only have the checkpoint")
 
 
 def _no_images(sources: Sequence[Path], left_out: object) -> shared.Failure:

@@ -35,6 +35,10 @@ class Failure(WaeError):
     """An input that could not be processed; the message is for the user."""
 
 
+class Misuse(WaeError):
+    """Options that are wrong, or cannot be combined. The exit status is 2."""
+
+
 def complain(message: str, status: int = 1) -> int:
     """Print ``message``, which may name a file, on stderr after the command's name; return ``status``."""
     with suppress(OSError):  # the terminal is gone, or the disk of a redirected stderr is full
@@ -150,13 +154,12 @@ def load(path: Path, own: str | None) -> nn.Module:
     return load_classifier(path, own_network(own) if own and describe(path).is_own else None)
 
 
-def wrong_model(own: str | None, paths: Sequence[Path]) -> str:
-    """A sentence that refuses ``--model`` if no checkpoint in ``paths`` needs it; otherwise empty."""
+def check_model(own: str | None, paths: Sequence[Path]) -> None:
+    """Raise Misuse if ``--model`` is given and no checkpoint in ``paths`` needs it."""
     from wae.storage.checkpoint import describe
 
-    if own is None or any(describe(path).is_own for path in paths):
-        return ""
-    return f"--model: is only for custom networks, {paths[0]} is of {describe(paths[0]).network}"
+    if own is not None and not any(describe(path).is_own for path in paths):
+        raise Misuse(f"--model: is only for custom networks, {paths[0]} is of {describe(paths[0]).network}")
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
@@ -176,13 +179,14 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def wrong_engine(name: str | None) -> str:
-    """What is wrong with an ``--engine`` that may be ``auto``, in a sentence; otherwise empty."""
+def check_engine(name: str | None) -> None:
+    """Raise Misuse if there is no such ``--engine``, which may be ``auto``."""
     if name in (None, "auto"):
-        return ""
+        return
     from wae.inference.engines import ENGINES  # here, because the import is slow
 
-    return "" if name in ENGINES else f"--engine must be auto or one of {', '.join(ENGINES)}, got {name}"
+    if name not in ENGINES:
+        raise Misuse(f"--engine must be auto or one of {', '.join(ENGINES)}, got {name}")
 
 
 def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
