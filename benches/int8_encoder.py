@@ -23,7 +23,7 @@ from wae.inference.folding import fold
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import weights_file
 from wae.storage.checkpoint import load_classifier
-from wae.storage.weights_file import WEIGHTS
+from wae.storage.weights_file import AUTOENCODER, CLASSIFIER
 from wae.training.losses import psnr
 
 
@@ -35,14 +35,14 @@ def measure() -> dict[str, Any]:
     """
     train, test = (fashion_mnist(None, train, False, 0) for train in (True, False))
     given, targets = test.batch(range(len(test)), 0)
-    model = fold(load_classifier(WEIGHTS / "fashion-mnist.safetensors"), given[:1])
+    model = fold(load_classifier(CLASSIFIER), given[:1])
     some, _ = train.batch(range(0, len(train), len(train) // 100), 0)
     right = {}
     for precision, run in _in_both(model, [some]).items():
         found = torch.cat([model.scores(*run(part)).argmax(1) for part in given.split(500)])
         right[precision] = float((found == targets).double().mean())
     auto = AutoEncoder().eval()
-    weights_file.load(WEIGHTS / "autoencoder.safetensors", auto)
+    weights_file.load(AUTOENCODER, auto)
     runs = _in_both(auto, [crop for name in TRAINING for crop in _crops(photo(name))])
     decoded = {}
     for name in (*HELD_OUT, *TRAINING):

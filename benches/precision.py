@@ -17,12 +17,12 @@ import wae
 from wae.data.idx import fashion_mnist
 from wae.inference.agreement import classes_of
 from wae.storage.checkpoint import load_classifier
-from wae.storage.weights_file import WEIGHTS
+from wae.storage.weights_file import CLASSIFIER
 
 
 def accuracy(engine: str = "openvino") -> dict[str, Any]:
     """The shares of the 10,000 test images that are classified correctly."""
-    model = load_classifier(WEIGHTS / "fashion-mnist.safetensors")
+    model = load_classifier(CLASSIFIER)
     train, test = (fashion_mnist(None, train, False, 0) for train in (True, False))
     given, targets = test.batch(range(len(test)), 0)
     found = {}

@@ -143,7 +143,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
 def _add_deployment(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+        choices=("auto", *types.PRECISIONS),
         default="auto",
         help="auto (default) takes the fastest within --max-drop",
     )
@@ -171,7 +171,6 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Accelerate, or resume an acceleration."""
-    from wae.data.images import MAX_PIXELS
     from wae.experiments import accelerate
     from wae.training import plan
 
@@ -186,7 +185,7 @@ def run(options: argparse.Namespace) -> int:
         settings = accelerate.Settings(
             folder=options.output,
             plan=None if options.plan is None else plan.find(options.plan),
-            max_pixels=options.max_pixels or MAX_PIXELS,
+            max_pixels=shared.max_pixels(options),
             mean=options.mean and tuple(options.mean),
             std=options.std and tuple(options.std),
             **chosen,

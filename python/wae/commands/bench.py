@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         nargs="+",
-        choices=("float32", "bfloat16", "float16", "int8"),
+        choices=types.PRECISIONS,
         default=["float32", "int8"],
         metavar="NAME",
-        help="float32, bfloat16, float16, int8 (default: float32 int8)",
+        help=f"{', '.join(types.PRECISIONS)} (default: float32 int8)",
     )
     parser.add_argument(
         "--engine", nargs="+", metavar="NAME", help="engines of wae.deploy (default: all installed ones)"

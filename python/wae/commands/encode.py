@@ -31,12 +31,13 @@ def run(options: argparse.Namespace) -> int:
     """Decompose the image and write the file."""
     import torch
 
+    from wae.data.images import read_image
     from wae.storage import decomposed
 
     for source in filter(None, (options.image, options.weights)):
         shared.check_target(options.output, source, options.force)
     with shared.input_file(options.image) as path:
-        image = shared.read_image(path, options.max_pixels)
+        image = read_image(path, shared.max_pixels(options))
     model = shared.autoencoder(options.weights)
     with torch.no_grad():
         low, high = model.decompose(image[None])

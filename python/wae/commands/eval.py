@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deployed",
         nargs="+",
-        choices=("float32", "bfloat16", "float16", "int8"),
+        choices=types.PRECISIONS,
         default=[],
         metavar="PRECISION",
-        help="also print the accuracy and speed of the networks deployed by wae.deploy: float32, bfloat16, "
-        "float16, int8 (with scales from the training images)",
+        help="also print the accuracy and speed of the networks deployed by wae.deploy: "
+        f"{', '.join(types.PRECISIONS)} (with scales from the training images)",
     )
     parser.add_argument(
         "--engine",
@@ -216,7 +216,6 @@ def _report_left_out(data: Dataset, failed: set[str]) -> None:
 def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False) -> Dataset:
     """The test or training set, with images in the network's size and classes in the network's order."""
     from wae.data.classes import class_order
-    from wae.data.images import MAX_PIXELS
     from wae.data.loading import open_dataset
     from wae.data.shards import is_sharded
     from wae.training.accuracy import check_kind
@@ -225,8 +224,8 @@ def _data(options: argparse.Namespace, candidate: Candidate, train: bool = False
     # Named sets have a fixed size; a network that needs another one reports that itself.
     of_files = is_sharded(options.data) or Path(options.data).is_dir()
     size = candidate.described.input if of_files else None
-    max_pixels = options.max_pixels or MAX_PIXELS
-    data = open_dataset(options.data, train, False, 0, size, options.on_corrupt, max_pixels)
+    limit = shared.max_pixels(options)
+    data = open_dataset(options.data, train, False, 0, size, options.on_corrupt, limit)
     described = candidate.described
     check_kind(described.network, data)
     order = class_order(candidate.path, described.labels, described.classes, data.labels)

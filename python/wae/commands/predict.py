@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16", "float16", "int8", "auto"),
+        choices=(*types.PRECISIONS, "auto"),
         help="precision of the engine; int8 needs --calibrate (default: float32)",
     )
     shared.add_calibration(parser)
@@ -87,12 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the prediction for each image; return 1 if an image could not be used."""
     from wae.storage import checkpoint
-    from wae.storage.weights_file import WEIGHTS
+    from wae.storage.weights_file import CLASSIFIER
 
     if options.output == shared.STANDARD:
         options.output = None
     shared.check_engine(options.engine)
-    weights = options.weights or WEIGHTS / "fashion-mnist.safetensors"
+    weights = options.weights or CLASSIFIER
     if options.ray is not None:
         return _by_cluster(options, weights)
     _check_outputs(options, weights)
@@ -194,24 +194,20 @@ def _predictions(
     options: argparse.Namespace, input: Input, network: predict.Network, left_out: LeftOut
 ) -> Generator[predict.Prediction, None, None]:
     """The prediction for each image, in order; writes the maps of the pixels on the way."""
-    from wae.data.images import MAX_PIXELS
     from wae.data.walk import find
     from wae.inference import predict
     from wae.inference.maps import Maps
 
-    max_pixels = options.max_pixels or MAX_PIXELS
+    limit = shared.max_pixels(options)
     maps = None
     if options.maps is not None:
-        maps = Maps(options.maps, options.sources, input, options.force, max_pixels)
+        maps = Maps(options.maps, options.sources, input, options.force, limit)
     found = find(options.sources, left_out)
-    return predict.predict(
-        network, found, input, options.top, options.batch, options.invert, max_pixels, maps
-    )
+    return predict.predict(network, found, input, options.top, options.batch, options.invert, limit, maps)
 
 
 def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     """As :func:`run`, on the cluster of ``--ray``."""
-    from wae.data.images import MAX_PIXELS
     from wae.data.walk import LeftOut, find
 
     _check_for_cluster(options)
@@ -234,7 +230,7 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
             top=options.top,
             engine=options.engine,
             invert=options.invert,
-            max_pixels=options.max_pixels or MAX_PIXELS,
+            max_pixels=shared.max_pixels(options),
         )
     except ValueError as error:
         raise shared.Failure(str(error)) from None

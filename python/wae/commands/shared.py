@@ -133,6 +133,13 @@ def add_max_pixels(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def max_pixels(options: argparse.Namespace) -> int:
+    """The limit of ``--max-pixels``, or its default."""
+    from wae.data.images import MAX_PIXELS
+
+    return options.max_pixels or MAX_PIXELS
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the option ``--model`` of commands that load a trained network: see :func:`load`."""
     parser.add_argument(
@@ -282,13 +289,6 @@ def found_images(sources: Iterable[Path]) -> list[Path]:
     return paths
 
 
-def read_image(path: Path, max_pixels: int | None = None) -> Tensor:
-    """See :func:`wae.data.images.read_image`; None for its default limit."""
-    from wae.data import images
-
-    return images.read_image(path, max_pixels or images.MAX_PIXELS)
-
-
 def autoencoder(weights: Path | None) -> AutoEncoder:
     """The auto-encoder with ``weights``; None for the included ones.
 
@@ -298,5 +298,5 @@ def autoencoder(weights: Path | None) -> AutoEncoder:
     from wae.storage import weights_file
 
     model = AutoEncoder().eval()
-    weights_file.load(weights or weights_file.WEIGHTS / "autoencoder.safetensors", model)
+    weights_file.load(weights or weights_file.AUTOENCODER, model)
     return model

@@ -153,12 +153,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _session(options: argparse.Namespace) -> Session:
     """The training that the options specify. Raises as :func:`_plan` does."""
-    from wae.data.images import MAX_PIXELS
-    from wae.storage.weights_file import WEIGHTS
+    from wae.storage.weights_file import AUTOENCODER
     from wae.training.session import Session
 
-    included = options.autoencoder == "included"
-    autoencoder = WEIGHTS / "autoencoder.safetensors" if included else options.autoencoder
+    autoencoder = AUTOENCODER if options.autoencoder == "included" else options.autoencoder
     plan, size = _plan(options)
     return Session(
         plan=plan,
@@ -166,7 +164,7 @@ def _session(options: argparse.Namespace) -> Session:
         folder=options.output,
         size=size,
         on_corrupt=options.on_corrupt,
-        max_pixels=options.max_pixels or MAX_PIXELS,
+        max_pixels=shared.max_pixels(options),
         weights=options.weights,
         body_weights=options.body_weights,
         autoencoder=autoencoder and Path(autoencoder),
@@ -243,14 +241,13 @@ def _plan_for_folder(options: argparse.Namespace) -> tuple[Plan, _Size]:
     Raises PlanError if the data are not a folder.
     """
     from wae.data.folder import ImageFolder
-    from wae.data.images import MAX_PIXELS
     from wae.data.loading import open_dataset
     from wae.data.segmentation import SegmentationFolder
     from wae.training import plan
     from wae.training.small_data import MODEL, fitting_size, small_data_plan
 
-    max_pixels = options.max_pixels or MAX_PIXELS
-    data = open_dataset(options.data, True, False, 0, options.size, options.on_corrupt, max_pixels)
+    limit = shared.max_pixels(options)
+    data = open_dataset(options.data, True, False, 0, options.size, options.on_corrupt, limit)
     if isinstance(data, SegmentationFolder):
         return plan.find("camvid"), options.size
     if not isinstance(data, ImageFolder):

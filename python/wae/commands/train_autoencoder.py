@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, write checkpoints, and print the quality on held-out photos."""
     from wae.data import photos
+    from wae.data.images import read_image
     from wae.storage.files import refuse_existing
     from wae.training import stage1
     from wae.training.observers import Terminal, quality_table
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     paths = shared.found_images(options.photos or map(photos.photo_path, photos.TRAINING))
     for path in paths:
         shared.check_target(options.output, path, options.force or options.resume)
-    images = [shared.read_image(path) for path in paths]
+    images = [read_image(path) for path in paths]
     held_out = {name: photos.photo(name) for name in photos.HELD_OUT}
     console = shared.console(options.json)
     given = {name: getattr(options, name) for name in _PLAN if getattr(options, name) is not None}

@@ -10,6 +10,9 @@ from typing import TypeVar
 
 _N = TypeVar("_N", int, float)
 
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+"""The choices of options for the precision of a deployed network."""
+
 _MOST = 2**63 - 1  # the libraries behind the options use 64-bit integers
 
 

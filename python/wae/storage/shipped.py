@@ -18,12 +18,11 @@ from .checkpoint import describe, load_classifier
 
 
 def _autoencoder() -> Weights:
-    path = weights_file.WEIGHTS / "autoencoder.safetensors"
+    path = weights_file.AUTOENCODER
     return Weights(path.as_uri(), PILToTensor, {"recipe": weights_file.read_recipe(path)})
 
 
-def _classifier(name: str, data: str) -> Weights:
-    path = weights_file.WEIGHTS / f"{name}.safetensors"
+def _classifier(path: Path, data: str) -> Weights:
     described, recipe = describe(path), weights_file.read_recipe(path)
     meta = {
         "network": described.network,
@@ -38,7 +37,7 @@ class Shipped(WeightsEnum):  # type: ignore[misc]  # torchvision has no types
     """The trained networks in ``wae/weights``. Each has ``transforms()``, ``meta``, and a file's ``url``."""
 
     AUTOENCODER = _autoencoder()
-    FASHION_MNIST = _classifier("fashion-mnist", "Fashion-MNIST")
+    FASHION_MNIST = _classifier(weights_file.CLASSIFIER, "Fashion-MNIST")
 
     @property
     def path(self) -> Path:

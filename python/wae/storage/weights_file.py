@@ -32,6 +32,7 @@ MAX_RECIPE = 1 << 22
 _OPTIMIZER, _AVERAGE = "optimizer.", "average."
 WEIGHTS = Path(__file__).parent.parent / "weights"
 """The folder of the weights that come with this package."""
+AUTOENCODER, CLASSIFIER = WEIGHTS / "autoencoder.safetensors", WEIGHTS / "fashion-mnist.safetensors"
 
 
 class CheckpointError(WaeError):

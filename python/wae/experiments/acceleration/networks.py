@@ -16,7 +16,7 @@ from wae.models.classifier import WAEClassifier
 from wae.models.meta import on_meta
 from wae.models.registry import build
 from wae.storage.checkpoint import load_classifier
-from wae.storage.weights_file import WEIGHTS
+from wae.storage.weights_file import AUTOENCODER
 from wae.training.linear_start import start_as_small_image
 from wae.training.pretrained import load_autoencoder
 from wae.training.session import MODEL
@@ -38,7 +38,7 @@ def initialised(task: Task, form: Form) -> WAEClassifier:
     if start == "linear":
         start_as_small_image(model, images, scale, shift)
     else:
-        load_autoencoder(model, WEIGHTS / "autoencoder.safetensors" if start == "included" else Path(start))
+        load_autoencoder(model, AUTOENCODER if start == "included" else Path(start))
         show_small_image(model, images, scale, shift)
     return model
 
