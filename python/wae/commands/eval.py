@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,7 +134,10 @@ def _evaluate(
     tests: Sequence[Dataset],
     device: torch.device,
 ) -> None:
-    """Evaluate the candidates' accuracies; the first process reports which images were left out."""
+    """Evaluate the candidates' accuracies; the first process reports which images were left out.
+
+    Raises ValueError if scores are not finite, although the weights are.
+    """
     from wae.progress import bar
     from wae.training.accuracy import evaluate
     from wae.training.processes import is_first
@@ -144,6 +148,8 @@ def _evaluate(
             candidate.accuracy = evaluate(
                 candidate.model, data, options.batch, device, options.workers, failed.update, advance
             )
+        if not math.isfinite(candidate.accuracy.loss):
+            raise ValueError(f"{candidate.path}: its scores of the test images are not finite")
     if is_first():
         _report_left_out(tests[-1], failed)
 

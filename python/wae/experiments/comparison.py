@@ -22,6 +22,7 @@ from wae.models.classifier import fold_normalization
 from wae.models.counting import count
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.models.vgg16 import wae_vgg16
+from wae.wording import counted
 from wae_kernels import backends
 from wae_kernels.nn import Decoder, Encoder
 
@@ -86,9 +87,8 @@ def measure(console: Console, model: AutoEncoder, seconds: float) -> Timings:
 
 def show(console: Console, timings: Timings) -> None:
     """Print two tables."""
-    threads = timings.threads
     table = _table(
-        f"One 224 x 224 image, float32, {threads} thread{'s' if threads > 1 else ''}",
+        f"One 224 x 224 image, float32, {counted(timings.threads, 'thread')}",
         ("op", "layout"),
         (f"wae, {timings.backend}\nms", "stock torch, eager\nms", "\nspeedup"),
     )

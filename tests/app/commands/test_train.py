@@ -654,6 +654,16 @@ def test_a_body_that_is_not_finite_is_refused(tmp_path):
         pretrained.load_body(model, "small_vgg", str(path))
 
 
+def test_eval_refuses_scores_that_are_not_finite(images, tmp_path, capsys):
+    """Such as sums that overflow. It printed a table with the error of networks that guess."""
+    path, model = tmp_path / "model.safetensors", tiny(3)
+    for parameter in model.low_classifier.parameters():
+        parameter.data.fill_(3e38)
+    save_classifier(path, model, "tiny", input=Input(14, 16, False))
+    assert run("eval", path, "--data", images, "--seconds", 0.05) == 1
+    assert f"{path}: its scores of the test images are not finite" in errors(capsys)
+
+
 def test_unreadable_test_images_are_skipped_unless_all_are(train, images, tmp_path, capsys):
     for path in (images / "val" / "red").iterdir():
         path.write_bytes(b"broken")

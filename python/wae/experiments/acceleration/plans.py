@@ -21,7 +21,10 @@ def plan_for(task: Task, images: int, recipe: Recipe = NO_TEACHER) -> Plan:
         recipe: for the stages with labels. A user's plan keeps its own weights and optimizers.
     """
     s = task.settings
-    plan = _fitting(task, images, recipe) if s.plan is None else _own(task, s.plan)
+    if s.plan is None:
+        plan = acceleration_plan(images, task.name, recipe.weight, recipe.optimizer)
+    else:
+        plan = _own(task, s.plan)
     longest = max(stage.epochs for stage in plan.stages)
     stages = tuple(
         replace(
@@ -33,10 +36,6 @@ def plan_for(task: Task, images: int, recipe: Recipe = NO_TEACHER) -> Plan:
     )
     batch, parts = min(s.batch or plan.batch, images), processes() * plan.accumulate
     return replace(plan, stages=stages, batch=batch - batch % parts or batch, seed=s.seed)
-
-
-def _fitting(task: Task, images: int, recipe: Recipe) -> Plan:
-    return acceleration_plan(images, task.name, recipe.weight, recipe.optimizer)
 
 
 def _own(task: Task, plan: Plan) -> Plan:
