@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,11 @@ from . import shared, types
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from rich.console import Console
 
     from wae.experiments.reproduction.claim import Claim, Job
     from wae.experiments.reproduction.results import Result
+    from wae.experiments.reproduction.table import Row
     from wae.experiments.reproduction.worker import Progress
 
 HELP = "train WAE and the networks it is compared with, and print a table"
@@ -110,56 +112,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train what is missing, with a progress bar, then print the table and write it to the folder.
-
-    The table can also be printed for a read-only folder that has all results.
-    """
-    from wae.experiments.machine import OtherPrograms, disturbance
-    from wae.experiments.reproduction.table import markdown, recovered, reestimated, rows
-    from wae.training.lock import alone_in
+    """Train what is missing, with a progress bar, then print the table and write it to the folder."""
+    from wae.experiments.reproduction.table import markdown
 
     console = shared.console(options.json)
     try:
         claim = _claim(options)
-        wanted, data = _wanted(options, claim), _data(options)
-        with alone_in(options.output):  # until the last file is written
-            results = _watch(options, data, wanted, claim)
-            console.print("All networks are trained. Measuring their times on this machine.")
-            others = OtherPrograms()
-            table = rows(results, claim)
-            if disturbed := disturbance(others.cores()):
-                console.print(f"{disturbed.capitalize()}.")
-            text = markdown(table, claim)
-            picture = claim.picture(data, options.output)
-            try:
-                _write(options.output, text, picture)
-            except OSError as error:
-                if error.errno not in _READ_ONLY:
-                    raise
-                shared.complain(f"{options.output}: {error.strerror}; the table is printed but not saved")
+        table = _made(options, claim, console)
     except ValueError as error:
         raise shared.Failure(str(error)) from None
     if options.json:
-        shares = {"won_back": table, "won_back_remeasured": reestimated(table)}
-        shared.print_json(
-            [
-                {**asdict(row), **{name: recovered(of, claim, row.network) for name, of in shares.items()}}
-                for row in table
-            ]
-        )
+        shared.print_json(_data(table, claim))
     else:
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        console.print(markdown(table, claim), soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
+def _made(options: argparse.Namespace, claim: Claim, console: Console) -> list[Row]:
+    """The table of all trainings; trains what is missing, and writes the table to the folder."""
+    from wae.experiments.machine import OtherPrograms, disturbance
+    from wae.experiments.reproduction.table import markdown, rows
+    from wae.training.lock import alone_in
+
+    wanted, source = _wanted(options, claim), _source(options)
+    with alone_in(options.output):  # until the last file is written
+        results = _watch(options, source, wanted, claim)
+        console.print("All networks are trained. Measuring their times on this machine.")
+        others = OtherPrograms()
+        table = rows(results, claim)
+        if disturbed := disturbance(others.cores()):
+            console.print(f"{disturbed.capitalize()}.")
+        _write(options.output, markdown(table, claim), claim.picture(source, options.output))
+    return table
+
+
 def _write(folder: Path, table: str, picture: Image | None) -> None:
+    """Write the files. A folder that has all results may be read-only: then say so."""
     from wae.storage.files import written
 
-    with written(folder / "table.md", force=True) as file:
-        file.write(f"{table}\n".encode())
-    if picture:
-        with written(folder / "picture.png", force=True) as file:
-            picture.save(file, "PNG")
+    try:
+        with written(folder / "table.md", force=True) as file:
+            file.write(f"{table}\n".encode())
+        if picture:
+            with written(folder / "picture.png", force=True) as file:
+                picture.save(file, "PNG")
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        shared.complain(f"{folder}: {error.strerror}; the table is printed but not saved")
+
+
+def _data(table: Sequence[Row], claim: Claim) -> list[dict[str, Any]]:
+    """The table as JSON data, with the share that each network recovers."""
+    from wae.experiments.reproduction.table import recovered, reestimated
+
+    shares = {"won_back": table, "won_back_remeasured": reestimated(table)}
+    return [
+        {**asdict(row), **{name: recovered(of, claim, row.network) for name, of in shares.items()}}
+        for row in table
+    ]
 
 
 def _claim(options: argparse.Namespace) -> Claim:
@@ -189,7 +200,8 @@ def _chosen(option: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
-def _data(options: argparse.Namespace) -> str:
+def _source(options: argparse.Namespace) -> str:
+    """What ``--data`` names, downloaded if that is wanted."""
     from wae.experiments.reproduction import imagenette
 
     if options.claim == "fashion-mnist":
