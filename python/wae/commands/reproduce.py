@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "camvid: folder with {train,val,test}/{images,labels}",
     )
     parser.add_argument(
-        "--seeds", type=types.processes, metavar="N", help="number of seeds per network (default: 3)"
+        "--seeds", type=types.integer(1, 256), metavar="N", help="number of seeds per network (default: 3)"
     )
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="only these networks, by their names in the table"

@@ -36,26 +36,11 @@ def whole(text: str) -> int:
     return _number(int, text, 0, _MOST, "a whole number from 0")
 
 
-def batch(text: str) -> int:
-    """An argparse type: images per call of a network."""
-    return _number(int, text, 1, 4096, "a whole number from 1 to 4096")
-
-
-def workers(text: str) -> int:
-    """An argparse type: a number of worker processes, from 0."""
-    return _number(int, text, 0, 256, "a whole number from 0 to 256")
-
-
-def processes(text: str) -> int:
-    """An argparse type: a number of processes, from 1."""
-    return _number(int, text, 1, 256, "a whole number from 1 to 256")
-
-
 def size(text: str) -> int:
     """An argparse type: the side of a network's images in pixels."""
     from wae.data.input import MAX_SIZE
 
-    return _number(int, text, 1, MAX_SIZE, f"a whole number from 1 to {MAX_SIZE}")
+    return integer(1, MAX_SIZE)(text)
 
 
 def image_size(text: str) -> int | tuple[int, int]:
@@ -78,18 +63,17 @@ def seconds(text: str) -> float:
     return _number(float, text, 0, 3600, "seconds from 0 to 3600")
 
 
-def percent(text: str) -> int:
-    """An argparse type: an integer from 1 to 100."""
-    return _number(int, text, 1, 100, "a whole number from 1 to 100")
-
-
-def share(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    return _number(float, text, 0, 1, "a number from 0 to 1")
-
-
 def _number(kind: Callable[[str], _N], text: str, least: float, most: float, needs: str) -> _N:
     with suppress(ValueError):
         if least <= (value := kind(text)) <= most:  # NaN neither
             return value
     raise argparse.ArgumentTypeError(f"needs {needs}, got {text[:40]}")
+
+
+batch = integer(1, 4096)
+"""An argparse type: images per call of a network."""
+workers = integer(0, 256)
+"""An argparse type: processes beside this one."""
+processes = integer(1, 256)
+percent = integer(1, 100)
+share = number(0, 1)
