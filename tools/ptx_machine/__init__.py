@@ -22,8 +22,8 @@ is passed by value. For pointers inside a struct:
 
 launch returns Counts: bytes, sectors, shared-memory wavefronts, tensor and FMA instructions, barriers. It
 raises KernelError for an access that is out of bounds or misaligned, a read of uninitialised shared memory, a
-race between barriers, a missing cp.async wait, or a deadlock. The message names the access, the buffer, the
-thread, the PTX line and the CUDA line.
+race between barriers, a missing cp.async wait, an aligned instruction in divergent code, or a deadlock. The
+message names the access, the buffer, the thread, the PTX line and the CUDA line.
 
 UnknownInstruction names an instruction that the translator does not support. A test can skip with
 CompilerMissing (no nvcc) or why_not() (no g++, or another CPU or system) as the reason. README.md says what

@@ -90,7 +90,7 @@ class _Launch(ctypes.Structure):  # machine_state.h: Launch
         *_fields(ctypes.c_uint64, "seed loop_limit"),
         *_fields(ctypes.c_uint32 * 3, "grid block"),
         *_fields(ctypes.c_uint32, "buffer_count param_bytes local_bytes sites static_shared dynamic_shared"),
-        *_fields(ctypes.c_uint32, "shuffle_blocks allow_uninitialized"),
+        *_fields(ctypes.c_uint32, "shuffle_blocks allow_uninitialized target"),
         *_fields(ctypes.c_uint64, "read_bytes written_bytes read_sectors written_sectors shared_wavefronts"),
         *_fields(ctypes.c_uint64, "shared_ideal_wavefronts shared_read_bytes shared_written_bytes barriers"),
         *_fields(ctypes.c_uint32, "failed failed_site"),
@@ -286,6 +286,7 @@ class LaunchableKernel:
         record.static_shared, record.local_bytes = translation.static_shared, self.kernel.local_bytes
         record.sites = max(len(translation.sites), 1)
         record.shuffle_blocks, record.allow_uninitialized = shuffle_blocks, allow_uninitialized
+        record.target = self.kernel.target
         hits = (ctypes.c_uint64 * len(translation.tallies)).in_dll(self.library, "hits")
         ctypes.memset(hits, 0, ctypes.sizeof(hits))
         names = own.names + [""] * padding + memory.names

@@ -92,7 +92,8 @@ void complete_barrier(Block& b, Barrier& barrier) {
   barrier.value = 0;
 }
 
-// bar.sync requires all lanes of a warp to arrive at the same statement. Otherwise hardware may hang, or worse.
+// bar.sync requires all lanes of a warp to arrive at the same statement, on one path. Otherwise hardware may hang,
+// or worse.
 void check_aligned(Block& b, const Barrier& barrier) {
   std::vector<Thread*> first(b.warps.size());
   for (Thread* t : barrier.waiting) {
@@ -101,6 +102,7 @@ void check_aligned(Block& b, const Barrier& barrier) {
     if (barrier.aligned && other->waits_at != t->waits_at)
       fail(*t, t->waits_at, "divergent barrier: thread %u waits here, thread %u of its warp at @%u@", t->id,
            other->id, other->waits_at);
+    if (barrier.aligned) need_one_path(*t, *other, t->waits_at);
   }
 }
 
@@ -216,6 +218,7 @@ static void join_lanes(Warp& w, u32 mask, u32) {
   Block& b = *w.block;
   if (!same) b.knowledge.push_back(joined_knowledge(b, members));
   for (Thread* t : members) {
+    if (mask == w.alive) t->path = 0, b.forks[t->id].clear();  // the warp is together again
     std::copy(joined, joined + 32, t->lanes);
     if (!same) t->known = b.knowledge.back().data();
     t->clock++;
@@ -224,6 +227,30 @@ static void join_lanes(Warp& w, u32 mask, u32) {
 }
 
 void warp_barrier(Thread& t, u32 mask) { collective(t, mask, join_lanes, nullptr, 0); }
+
+void diverge(Thread& t, u32 join, u32 way, u32 site) {
+  std::vector<Fork>& forks = t.block->forks[t.id];
+  if (forks.empty() || forks.back().join != join) forks.push_back({join, site, t.path});
+  forks.back().site = site;
+  t.path = Random{t.path ^ (static_cast<u64>(site) << 32 | way)}();
+}
+
+void rejoin(Thread& t, u32 join) {
+  std::vector<Fork>& forks = t.block->forks[t.id];
+  if (forks.empty() || forks.back().join != join) return;
+  t.path = forks.back().path;
+  forks.pop_back();
+}
+
+void need_one_path(Thread& t, Thread& other, u32 site) {
+  if (t.path == other.path) return;
+  const std::vector<Fork>&a = t.block->forks[t.id], &b = t.block->forks[other.id];
+  size_t same = 0;
+  while (same < a.size() && same < b.size() && a[same].path == b[same].path) same++;
+  u32 where = same ? a[same - 1].site : (a.empty() ? b : a)[0].site;
+  fail(t, site, "divergent code: threads %u and %u of a warp come here on different paths, from @%u@",
+       other.id, t.id, where);
+}
 
 void loop_step(Thread& t, u32 site) {
   u64 limit = t.block->launch->loop_limit;

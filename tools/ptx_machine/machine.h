@@ -39,6 +39,7 @@ struct Thread {
   void* stack_pointer;
   u32 waits_at;    // the site of the barrier or warp instruction where it waits
   u32 arrived_at;  // a bit for each barrier at which it arrived and which is not complete
+  u64 path;        // a hash of its ways at the branches that have not rejoined
   bool exited;
 };
 
@@ -57,6 +58,9 @@ void collective(Thread&, u32 mask, Collective, void* operands, u32 site);
 void copy_async(Thread&, u64 to, u64 from, u32 size, u32 from_size, u32 site);
 void copy_async_commit(Thread&);
 void copy_async_wait(Thread&, u32 newest_left);
+// A branch to statement `way`, while all ways from it meet at another one, `join`; and the arrival at such a statement.
+void diverge(Thread&, u32 join, u32 way, u32 site);
+void rejoin(Thread&, u32 join);
 void loop_step(Thread&, u32 site);  // at a backward branch: lets other threads run, and ends endless loops
 u8* own_memory(Thread&, u64 address, u32 size, u32 site);  // local and param windows
 

@@ -23,6 +23,7 @@ struct Launch {  // mirrored in launch.py
   u32 buffer_count, param_bytes, local_bytes, sites;
   u32 static_shared, dynamic_shared;
   u32 shuffle_blocks, allow_uninitialized;
+  u32 target;  // 75 is sm_75
   // results
   u64 read_bytes, written_bytes, read_sectors, written_sectors;
   u64 shared_wavefronts, shared_ideal_wavefronts, shared_read_bytes, shared_written_bytes;
@@ -95,6 +96,12 @@ struct PendingCopy {
   u8 data[16];
 };
 
+// Branches whose ways meet at the same statement: that statement, the site of the last branch, and the path before them.
+struct Fork {
+  u32 join, site;
+  u64 path;
+};
+
 struct Block {
   Block(Launch&, u32 x, u32 y, u32 z, u64 seed);
   Launch* launch;
@@ -103,6 +110,7 @@ struct Block {
   std::vector<u8> shared, local;
   std::vector<SharedByte> shadow;
   std::vector<std::deque<std::vector<PendingCopy>>> copies;  // [thread]: committed groups, then the open one
+  std::vector<std::vector<Fork>> forks;                      // [thread]: those that have not rejoined
   std::deque<std::vector<u32>> knowledge;
   Barrier barriers[16];
   u32 alive;
@@ -119,8 +127,10 @@ inline Thread* Warp::thread(u32 lane) const { return &block->threads[first + lan
 extern thread_local Block* current_block;
 
 void exit_thread(Thread&);
+void need_one_path(Thread&, Thread& other, u32 site);  // for an .aligned instruction
 void flush_requests(Warp&);  // counts incomplete requests; then all lanes count from zero again
 u64 wavefronts(const u32* addresses, u32 lanes, u32 size);  // of one phase of a shared-memory access
+void need_row(Thread&, u32 address, u32 site);              // a valid address for ldmatrix
 // One row of ldmatrix, read by all lanes, and one row of stmatrix, written by several lanes.
 u8* shared_collective_read(Thread&, u32 address, u32 size, u32 site);
 void shared_collective_write(Thread&, u32 address, const void* value, u32 size, u32 site);

@@ -263,6 +263,8 @@ u8* own_memory(Thread& t, u64 address, u32 size, u32 site) {
 
 void predicated_off(Thread& t, u32 site) { request(t, site, 0, 0, false, false, false); }
 
+void need_row(Thread& t, u32 address, u32 site) { shared_at(t, address, 16, site, "read"); }
+
 u8* shared_collective_read(Thread& t, u32 address, u32 size, u32 site) {
   u8* at = shared_at(t, address, size, site, "read");
   each_byte(&t.block->shadow[address], size,
@@ -320,6 +322,7 @@ Block::Block(Launch& l, u32 x, u32 y, u32 z, u64 seed) : launch(&l), random{seed
   shadow.assign(shared_bytes, {});
   local.assign(static_cast<size_t>(n) * l.local_bytes, 0xff);
   copies.resize(n);
+  forks.resize(n);
   knowledge.emplace_back(n, 0);
   alive = n;
   for (u32 i = 0; i < warps.size(); i++) {

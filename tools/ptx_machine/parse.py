@@ -45,6 +45,7 @@ class Kernel:
 
     name: str
     params: list[Variable]
+    target: int  # 75 is sm_75
     registers: dict[str, str] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
     branch_targets: dict[str, list[str]] = field(default_factory=dict)
@@ -116,6 +117,7 @@ class _Parser:
         self.scopes: list[dict[str, str]] = []
         self.files: dict[str, str] = {}
         self.source = ""
+        self.target = 0
         self.names = 0
 
     def run(self) -> None:
@@ -136,6 +138,9 @@ class _Parser:
                     self.scopes.append({})
                 else:
                     self.scopes.pop()
+            elif what == "directive":
+                if target := re.match(r"\.target\s+sm_(\d+)", text):
+                    self.target = int(target[1])
             elif not self.scopes:
                 if what == "text":
                     self.module_variable(text)
@@ -169,7 +174,8 @@ class _Parser:
         params = [variable(p.strip()) for p in split_operands(match[2] or "")]
         known = [p for p in params if p]
         place(known)
-        self.kernel = self.kernels[match[1]] = Kernel(match[1], known, variables={p.name: p for p in known})
+        variables = {p.name: p for p in known}
+        self.kernel = self.kernels[match[1]] = Kernel(match[1], known, self.target, variables=variables)
         if limit := re.search(r"\.(req|max)ntid\s+([\d,\s]+)", text):
             threads = math.prod(int(n) for n in limit[2].split(","))
             self.kernel.threads = (threads if limit[1] == "req" else 1, threads)

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .flow import meetings
 from .parse import SIZES, Instruction, Kernel, PtxError, Variable, place
 
 SLOT_SHIFT = 40  # machine.h: kSlotShift
@@ -141,6 +142,7 @@ class Translator:
         self.kinds = dict(kernel.registers)
         self.names = {r: "_" + re.sub(r"\W", "_", r.removeprefix("%")) for r in self.kinds}
         self.labels = {i.operands[0]: n for n, i in enumerate(kernel.body) if i.opcode == "label"}
+        self.meetings = meetings(kernel, self.labels)
         self.tallies: list[Tally] = []
         self.sites: list[Instruction] = []
         self.static_shared = kernel.static_shared
@@ -159,14 +161,15 @@ class Translator:
         return symbols | {v.name: (slot + 1) << SLOT_SHIFT for slot, v in enumerate(memory)}
 
     def run(self) -> Translation:
-        lines = [self.fresh_block()]
+        lines, joins = [self.fresh_block()], set(self.meetings.values())
         for number, instruction in enumerate(self.kernel.body):
             self.number, self.at = number, instruction
+            rejoin = f"rejoin(t, {number});" if number in joins else ""
             if self.at.opcode == "label":
-                lines += [f"{self.label(self.at.operands[0])}:;", self.fresh_block()]
+                lines += [f"{self.label(self.at.operands[0])}:; {rejoin}", self.fresh_block()]
                 continue
             self.tally.instructions += 1
-            lines.append(f"{self.predicated(self.at)}  // {self.at.line}")
+            lines.append(f"{rejoin} {self.predicated(self.at)}  // {self.at.line}")
             if self.at.opcode.split(".")[0] in ("bra", "brx", "ret", "exit"):
                 lines.append(self.fresh_block())
         registers: dict[str, list[str]] = {}
@@ -198,6 +201,8 @@ class Translator:
             self.tallies.pop()
         self.tally = block
         code = f"if ({self.value(i.predicate, 'pred')}) {{ {code} }}"
+        if self.number in self.meetings:
+            code += f" {self.diverge(self.number + 1)}"
         if i.opcode.startswith(("ld", "st", "cp.async.c", "atom", "red.")) and len(self.sites) > first_site:
             off = "".join(f"predicated_off(t, {site}); " for site in range(first_site, len(self.sites)))
             code += f" else {{ {off}}}"
@@ -550,11 +555,16 @@ class Translator:
 
     # -- control ----------------------------------------------------------------------------------------
 
+    def diverge(self, to: int) -> str:
+        """C++ for the way from this branch to another statement."""
+        join = self.meetings.get(self.number, to)
+        return "" if join == to else f"diverge(t, {join}, {to}, {self.site()}); "
+
     def do_bra(self, parts: list[str], operands: list[str]) -> str:
         if operands[0] not in self.labels:
             raise self.unknown(f"no label {operands[0]}")
         step = f"loop_step(t, {self.site()}); " if self.labels[operands[0]] < self.number else ""
-        return f"{step}goto {self.label(operands[0])};"
+        return f"{self.diverge(self.labels[operands[0]])}{step}goto {self.label(operands[0])};"
 
     def do_brx(self, parts: list[str], operands: list[str]) -> str:
         targets = self.kernel.branch_targets[operands[1]]

@@ -11,9 +11,11 @@ namespace {
 
 u32* operands(Warp& w, u32 lane) { return static_cast<u32*>(w.operands[lane]); }
 
+// What .aligned instructions need.
 void need_full_warp(Warp& w, u32 mask, u32 site, const char* what) {
   if (mask != ~0u)
     fail(*w.thread(__builtin_ctz(mask)), site, "%s needs all 32 lanes, got 0x%08x", what, mask);
+  for (u32 lane = 1; lane < 32; lane++) need_one_path(*w.thread(lane), *w.thread(0), site);
 }
 
 // Calls access(lane, address) for each row. Lanes 8m..8m+7 have the addresses of the rows of matrix m.
@@ -40,6 +42,8 @@ void load_matrix(Warp& w, u32 mask, u32 site) {
   matrix_rows(w, kCount, false, [&](u32 lane, u32 address) {
     rows[lane] = shared_collective_read(*w.thread(lane), address, 16, site);
   });
+  if (w.block->launch->target <= 75)  // these need valid addresses from all lanes
+    for (u32 lane = 8 * kCount; lane < 32; lane++) need_row(*w.thread(lane), operands(w, lane)[0], site);
   for (u32 lane = 0; lane < 32; lane++)
     for (u32 m = 0; m < kCount; m++) {
       u32 value = 0;

@@ -641,6 +641,66 @@ def test_only_unaligned_barriers_may_diverge() -> None:
         diverging("bar.sync 0").launch(1, 32, [])
 
 
+ALIGNED = {
+    "barrier": "bar.sync 0;",
+    "load": "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r}, [rows];",
+    "product": (
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f, %f, %f, %f}, {%r, %r}, {%r}, {%f, %f, %f, %f};"
+    ),
+}
+JOINED = {  # how a warp comes to an instruction, and whether all lanes come on one path
+    "after a branch": ("@%half bra B; mov.b32 %r, 1; B: {}", True),
+    "in a branch that all take": ("@%none bra B; mov.b32 %r, 1; {} B:", True),
+    "in a loop": (
+        "L: @%half bra B; mov.b32 %r, 1; B: {} add.u32 %i, %i, 1; setp.lt.u32 %p, %i, 3; @%p bra L;",
+        True,
+    ),
+    "in the next round of a loop": (
+        "L: @%half bra B; {} B: not.pred %half, %half; add.u32 %i, %i, 1; setp.lt.u32 %p, %i, 2; @%p bra L;",
+        False,
+    ),
+    "from both sides of a branch": ("@%half bra B; mov.b32 %r, 1; @%none bra C; B: {} C:", False),
+    "together again": ("@%half bra B; mov.b32 %r, 1; @%none bra C; B: bar.warp.sync -1; {} C:", True),
+}
+"""Half of a warp has the predicate %half, and no lane has %none."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("instruction", ALIGNED)
+@pytest.mark.parametrize("how", JOINED)
+def test_aligned_instructions_must_not_diverge(how: str, instruction: str, seed: int) -> None:
+    """Where lanes come on different paths, hardware may execute the instruction once for each."""
+    body, is_right = JOINED[how]
+    kernel = load(
+        f"{HEAD}.visible .entry k() {{ .reg .b32 %t, %r, %i; .reg .f32 %f; .reg .pred %half, %none, %p; "
+        ".shared .align 16 .b8 rows[16]; mov.u32 %t, %tid.x; setp.lt.u32 %half, %t, 16; mov.b32 %i, 0; "
+        f"setp.gt.u32 %none, %t, 31; {body.format(ALIGNED[instruction])} ret; }}"
+    )["k"]
+    if is_right:
+        kernel.launch(1, 32, [], seed=seed, allow_uninitialized=True)
+        return
+    with pytest.raises(KernelError, match=r"divergent code: threads .* from PTX line 4 `@%.* bra"):
+        kernel.launch(1, 32, [], seed=seed, allow_uninitialized=True)
+
+
+@pytest.mark.parametrize(("target", "count", "is_right"), [(75, 4, True), (75, 2, False), (80, 2, True)])
+def test_ldmatrix_on_sm_75_needs_addresses_of_all_lanes(target: int, count: int, is_right: bool) -> None:
+    """Lanes 16 to 31 give addresses behind the end, which newer targets do not use."""
+    registers = ", ".join(["%r"] * count)
+    limit = 16 * (8 * count)
+    kernel = load(
+        f".version 8.0\n.target sm_{target}\n.visible .entry k() {{ .reg .b32 %t, %r; "
+        f".shared .align 16 .b8 rows[{limit}]; mov.u32 %t, %tid.x; shl.b32 %t, %t, 4; "
+        f"ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {{{registers}}}, [%t]; ret; }}"
+    )["k"]
+    if is_right:
+        kernel.launch(1, 32, [], allow_uninitialized=True)
+        return
+    with pytest.raises(KernelError, match="shared read of 16 bytes at 256 is outside the 256 bytes") as error:
+        kernel.launch(1, 32, [], allow_uninitialized=True)
+    assert "thread (16, 0, 0)" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("barrier", "message"),
     [
