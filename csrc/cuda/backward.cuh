@@ -27,6 +27,10 @@
 //     5       d input 2s-6, 2s-5   d first 2s-7..2s-4
 //             sums, of             second 2s-4, 2s-3 with d third 2s-5..2s-2, first 2s-5, 2s-4 with
 //                                  d second 2s-6..2s-3, d first and third with the narrow inputs
+//             inputs of step s+1   full 2s+2, 2s+3 and half s (decode: full 2s, 2s+1 and half s+1), from memory
+//
+// The rows that a phase overwrites in its ring buffer (backward_plan.h) are read by no phase of the same step. So the
+// inputs of step s+1 can be stored while other warps still compute sums.
 //
 // In the layers a warp computes a strip of 16 pixels of both rows. So weights are loaded once for two rows, and each of
 // the four rows that are read is loaded once for both. For the sums, a row of activations is loaded once for the three

@@ -18,8 +18,8 @@ inline constexpr int kMaxBackwardStrips = 8, kMinBackwardStrips = 2;
 inline constexpr int kSchedulers = 4;    // schedulers of a multiprocessor; each has every fourth warp
 inline constexpr int kBackwardHalo = 6;  // pixels on every side: three layers forward and three back
 
-// The number of live rows of each kind, such that a step of two rows never overwrites a row that a later phase of the
-// same step reads; backward.cuh has the table.
+// The number of live rows of each kind, such that no phase of a step overwrites a row that this or a later phase reads;
+// backward.cuh has the table.
 inline constexpr int kFirstRows = 6, kSecondRows = 4, kThirdRows = 2, kGradientRows = 4;
 constexpr int full_rows(Op op) { return op == Op::kEncode ? 10 : 6; }
 constexpr int half_rows(Op op) { return op == Op::kEncode ? 4 : 6; }

@@ -194,7 +194,8 @@ __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], uint32_t add
                : "memory");
 }
 
-// ldmatrix.x2: the first two of these matrices; only lanes 0 to 15 give addresses.
+// ldmatrix.x2: the first two of these matrices. Only lanes 0 to 15 give addresses, but on 7.5 those of the others must be
+// valid too.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[2], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(words[0]), "=r"(words[1])

@@ -8,10 +8,14 @@
 //     warps 8-11  (trunk)   [second] -> third layer, pair p-3
 //     warps 0-3   (ends)    [last]   -> last layer, to memory
 //
-// In brackets: a few rows in shared memory, the only storage between two layers. A warp computes a strip of 16 pixels
-// of its layer and keeps the layer's weights in registers throughout the kernel. Each input row is loaded once and
-// accumulated into the three output rows that read it, so four rows of accumulators are live: two that this pair of
-// input rows completes, and two that it begins.
+// In brackets: a few rows in shared memory, the only storage between two layers. One barrier suffices because no step
+// writes a slot that it reads: of [input]'s three slots a step writes one and reads those that the last two steps wrote;
+// of the others' two it writes one and reads the other. In the plain modes these have one slot, and a second barrier
+// separates the reads of a step from its writes.
+//
+// A warp computes a strip of 16 pixels of its layer and keeps the layer's weights in registers throughout the kernel.
+// Each input row is loaded once and accumulated into the three output rows that read it, so four rows of accumulators
+// are live: two that this pair of input rows completes, and two that it begins.
 //
 //     columns      0                                                             63
 //     input       |<------------------------ 64 (+2 of padding) ------------------->|
