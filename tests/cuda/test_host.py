@@ -39,22 +39,35 @@ def refuses(call, message):
         raise AssertionError("nothing is refused")
 """
 
-RESULTS = """
+CHECK = """
 import problems
 from compare import assert_close
-from cuda_bindings.runner import LIMIT
+from cuda_bindings.runner import DTYPE, LIMIT
 torch.default_generator.manual_seed(0)
-for op, needs in (("encode", [True] * 3), ("decode", [True] * 2)):
-    problem = problems.make(op, cases.Cell("reference"), dtype=torch.float16, layout="channels_last")
-    inputs = list(problem.inputs.values())
-    launches.clear()
-    results = cases.as_tuple(getattr(ops, op)(*there([*inputs, *problem.rest])))
-    gradients = getattr(ops, f"{op}_backward")(*there([*problem.incoming, *inputs, *needs]))
-    assert [launch.op for launch in launches] == [op, f"{op}_backward", "reduce"]
-    expected = [*problem.widened().outputs(problems.REFERENCES[op]), *problem.expected().values()]
-    for result, wanted in zip([*results, *gradients], expected, strict=True):
-        assert result.device == torch.device("cuda:0")
-        assert_close(result.cpu(), wanted, LIMIT["float16"])
+def check(mode):
+    for op, needs in (("encode", [True] * 3), ("decode", [True] * 2)):
+        problem = problems.make(op, cases.Cell("reference"), dtype=DTYPE[mode], layout="channels_last")
+        inputs = list(problem.inputs.values())
+        launches.clear()
+        results = cases.as_tuple(getattr(ops, op)(*there([*inputs, *problem.rest])))
+        gradients = getattr(ops, f"{op}_backward")(*there([*problem.incoming, *inputs, *needs]))
+        assert [launch.op for launch in launches] == [op, f"{op}_backward", "reduce"]
+        assert {launch.mode for launch in launches[:2]} == {mode}
+        expected = [*problem.widened().outputs(problems.REFERENCES[op]), *problem.expected().values()]
+        for result, wanted in zip([*results, *gradients], expected, strict=True):
+            assert result.device == torch.device("cuda:0")
+            assert_close(result.cpu(), wanted, LIMIT[mode])
+"""
+
+RESULTS = f"{CHECK}check('float16')"
+
+# The modes and the plans are those of the target, but the GPU has the shared memory of a newer one.
+PTX_OF_AN_OLDER_TARGET = f"""{CHECK}
+cuda_runtime.set_target(75)
+allowed = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1)
+ctypes.CDLL(str(built.ops)).wae_cuda_ask_tf32(allowed)
+for mode in ("float16", "bfloat16_plain", "float32"):
+    check(mode)
 """
 
 LAUNCHES = """
@@ -106,7 +119,15 @@ encode()  # the error is cleared
 """
 
 
-@pytest.mark.parametrize("program", [RESULTS, LAUNCHES, ERRORS], ids=["results", "launches", "errors"])
+PROGRAMS = {
+    "results": RESULTS,
+    "PTX of an older target": PTX_OF_AN_OLDER_TARGET,
+    "launches": LAUNCHES,
+    "errors": ERRORS,
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_host_code(program: str) -> None:
     built = cuda_runtime.libraries()
     preloaded = ":".join(filter(None, (str(built.runtime), os.environ.get("LD_PRELOAD", ""))))

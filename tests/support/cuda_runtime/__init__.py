@@ -115,6 +115,7 @@ class Launch(NamedTuple):
 
 launches: list[Launch] = []
 """All launches, in order."""
+_target = _CAPABILITY
 
 _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
@@ -134,6 +135,13 @@ def set_image(present: bool) -> None:
     ctypes.CDLL(None).fake_set_image(present)
 
 
+def set_target(capability: int) -> None:
+    """The compute capability for which the kernels are compiled."""
+    global _target
+    _target = capability
+    ctypes.CDLL(None).fake_set_target(capability)
+
+
 @functools.cache
 def _execute_for(ops: Path) -> Any:
     from cuda_bindings import runner
@@ -146,7 +154,7 @@ def _execute_for(ops: Path) -> Any:
         op, mode = divmod(kernel - table, len(_MODES))
         launch = Launch(_OPS[op], _MODES[mode], device, grid, block, stream)
         launches.append(launch)
-        translated = runner.kernel(launch.op, "" if launch.op == "reduce" else launch.mode, _CAPABILITY)
+        translated = runner.kernel(launch.op, "" if launch.op == "reduce" else launch.mode, _target)
         memory = ptx_machine.Memory()
         for number in range(2):  # the PTX machine's addresses of these are their own
             address = (65 + number) << 40

@@ -24,7 +24,8 @@ using Launch = int (*)(const void* kernel, int device, int grid, int block, void
 
 thread_local int current = 0;
 thread_local cudaError_t last = cudaSuccess;
-bool has_image = true;  // whether the library holds code for these devices
+bool has_image = true;     // whether the library holds code for these devices
+int target = kCapability;  // of the library's kernels
 Launch launch = nullptr;
 
 char* memory_of(int device) { return reinterpret_cast<char*>(size_t(65 + device) << 40); }
@@ -37,6 +38,7 @@ extern "C" {
 
 void fake_set_launch(Launch function) { launch = function; }
 void fake_set_image(int present) { has_image = present != 0; }
+void fake_set_target(int capability) { target = capability; }
 
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = kDevices;
@@ -146,7 +148,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** found, unsigned
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   if (!has_image) return failed(cudaErrorNoKernelImageForDevice);
   std::memset(attributes, 0, sizeof *attributes);
-  attributes->ptxVersion = attributes->binaryVersion = kCapability;
+  attributes->ptxVersion = target, attributes->binaryVersion = kCapability;
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
