@@ -60,7 +60,6 @@ _OPTIONAL = {
     "sklearn": "scikit-learn",
     "torchvision": "torchvision",
 }
-_LOST_READER = "DataLoader worker"  # PyTorch's message, which may be raised anywhere in the training
 _EXTRAS = {"gradio": "app-web"}  # the extra of each package that is not in [app]
 
 
@@ -93,20 +92,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f'{_OPTIONAL[module]} is not installed; `pip install "wae-kernels[{extra}]"` installs it.'
         )
     except (MemoryError, RuntimeError) as error:
-        if _is_out_of_memory(error):
-            return complain("out of memory; a smaller --batch or --size needs less")
-        if _LOST_READER not in str(error):
-            raise
-        return complain(f"{first_line(error)}: out of memory? Fewer --workers need less")
+        if said := _exhausted(error):
+            return complain(said)
+        raise
     except KeyboardInterrupt as interrupt:
         return interrupted(interrupt)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has an exception class for GPU memory; for CPU memory only the message tells."""
+def _exhausted(error: Exception) -> str:
+    """What there was too little of, and what needs less of it; empty if that is not the reason of ``error``.
+
+    PyTorch has an exception class for GPU memory; otherwise only its message tells.
+    """
     import torch
 
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    said = first_line(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return "out of memory; a smaller --batch or --size needs less"
+    if "DataLoader worker" in said:
+        return f"{said}: out of memory? Fewer --workers need less"
+    if "Too many open files" in said:
+        return "too many open files; fewer --workers need fewer, and `ulimit -n` sets the limit"
+    return ""
 
 
 def _check_backend() -> None:

@@ -420,6 +420,17 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
         run("info")
 
 
+def test_too_many_open_files_are_one_line(monkeypatch, capsys):
+    """As of the batches of 128 workers under the usual limit of 1024; it was a traceback."""
+
+    def fails(_):
+        raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
+
+    monkeypatch.setattr("wae.commands.info.run", fails)
+    assert run("info") == 1
+    assert capsys.readouterr().err.startswith("wae: too many open files; fewer --workers need fewer, ")
+
+
 class KillsItsReader(Dataset):
     def __len__(self):
         return 2
