@@ -29,6 +29,9 @@ using torch::stable::Tensor;
 inline constexpr int kParameters = 10;
 using Parameters = std::array<Tensor, kParameters>;
 
+// half_size for the sizes of a tensor without elements, which may be so large that `size + 1` overflows.
+constexpr int64_t half_of(int64_t size) { return size / 2 + size % 2; }
+
 namespace checks {
 
 // ------------------------------------------------------------------------------------------- the table
@@ -268,7 +271,7 @@ class Checker {
       return (sizes_[index_of(out_channels)] - 1) / 16 + 1;  // out_channels >= 1; cannot overflow
     if (size == half_height || size == half_width) {
       const int64_t whole = sizes_[index_of(size == half_height ? height : width)];
-      if (whole != kOpen) return half_size(whole);
+      if (whole != kOpen) return half_of(whole);
     }
     return sizes_[index_of(size)];
   }
@@ -282,15 +285,17 @@ class Checker {
   bool fits(int64_t size, int64_t got) const {
     if (const int64_t number = known(size); number != kOpen) return got == number;
     if (const int64_t half = known_half(size); half != kOpen) {
-      return got > 0 && (got - 1) / 2 + 1 == half;  // half_size(got), which might overflow
+      return got > 0 && half_of(got) == half;
     }
     return size == batch || got >= 1;
   }
 
   std::string text(int64_t size) const {
     if (const int64_t number = known(size); number != kOpen) return std::to_string(number);
-    if (const int64_t half = known_half(size); half != kOpen)
-      return std::to_string(2 * half - 1) + " or " + std::to_string(2 * half);
+    if (const int64_t half = known_half(size); half != kOpen) {
+      const uint64_t even = 2 * static_cast<uint64_t>(half);  // may be larger than any size
+      return std::to_string(even - 1) + " or " + std::to_string(even);
+    }
     return std::string(kSizeNames[index_of(size)]) + (size == batch ? "" : " >= 1");
   }
 

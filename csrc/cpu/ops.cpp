@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
     return call_reference<std::tuple<Tensor, Tensor>>("encode", image, parameters, image_scale, image_shift,
                                                       dtype, memory_format);
   }
-  const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
+  const int64_t half_height = half_of(image.size(2)), half_width = half_of(image.size(3));
   Tensor low = new_images(image, half_height, half_width, results, 3, memory_format);
   Tensor high = new_images(image, half_height, half_width, results, 3, memory_format);
   const auto weights = packed<EncoderPack>(parameters);
@@ -120,7 +120,7 @@ Tensors<13> encode_backward(Tensor grad_low, Tensor grad_high, Tensor image, Ten
   Checker checker(op);
   checker.check(Table::encoder, image, parameters, image_scale, image_shift);
   checker.check(Table::encode_backward, grad_low, grad_high);
-  const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
+  const int64_t half_height = half_of(image.size(2)), half_width = half_of(image.size(3));
   const Kernels* kernels = kernels_for(conv1_weight);
   if (kernels == nullptr) {
     return call_reference<Tensors<13>>(op, grad_low, grad_high, image, parameters, image_scale, image_shift,

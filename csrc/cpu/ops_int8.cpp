@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> encode_int8(Tensor image, Tensor conv1_weight, Tensor
   }
   const auto weights = packed(
       weights_of(parameters, image_padding, shift, multiplier, scale, low_zero_point, high_zero_point));
-  const int64_t half_height = half_size(image.size(2)), half_width = half_size(image.size(3));
+  const int64_t half_height = half_of(image.size(2)), half_width = half_of(image.size(3));
   const auto dtype_of = [](const auto& zero) { return zero ? zero->scalar_type() : ScalarType::Float; };
   Tensor low = new_images(image, half_height, half_width, dtype_of(low_zero_point));
   Tensor high = new_images(image, half_height, half_width, dtype_of(high_zero_point));

@@ -209,7 +209,7 @@ std::tuple<Tensor, Tensor> encode(Tensor image, Tensor conv1_weight, Tensor conv
   }
   const int device = image.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const int64_t height = half_size(image.size(2)), width = half_size(image.size(3));
+  const int64_t height = half_of(image.size(2)), width = half_of(image.size(3));
   Tensor low = new_images(image, height, width, results, 3, memory_format);
   Tensor high = new_images(image, height, width, results, 3, memory_format);
   if (image.size(0) == 0) return {low, high};

@@ -443,10 +443,21 @@ def test_image_too_large_for_memory(cell: Cell, shape: tuple[int, int]) -> None:
         kernel("encode", [v.to(cell.device) for v in values])
 
 
-def test_empty_result_with_strides_that_overflow(cell: Cell) -> None:
-    values = arguments("encode", image=lambda t: t[:0, :, :1, :1].expand(0, 3, 2**40, 2**40))
-    with pytest.raises(RuntimeError, match=r"overflow|fallback failed"):
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**63 - 1, 1), (1, 2**63 - 1)], ids=str)
+def test_empty_result_with_strides_that_overflow(cell: Cell, shape: tuple[int, int]) -> None:
+    """The reference's convolution speaks of the padded size, because it overflows."""
+    values = arguments("encode", image=lambda t: t[:0, :, :1, :1].expand(0, 3, *shape))
+    with pytest.raises(RuntimeError, match=r"overflow|fallback failed|padded input size"):
         kernel("encode", [v.to(cell.device) for v in values])
+
+
+def test_halves_of_the_largest_sizes() -> None:
+    largest = 2**63 - 1
+    empty = replaced_by(torch.empty(0).as_strided((0, 3, largest, 1), (0, 0, 0, 0)))
+    message = f"grad_low must have shape (0, 3, {2**62}, 1), got (2, 3, 7, 9)"
+    check("encode_backward", {"image": empty}, message, REAL)
+    message = f"output_size must be ({2 * largest - 1} or {2 * largest}, 1 or 2), got (14, 18)"
+    check("decode", {"low": empty, "high": empty, "output_size": replaced_by([14, 18])}, message, REAL)
 
 
 @pytest.mark.skipif(torch.__version__ < (2, 13), reason="C++ does not get the message before torch 2.13")
