@@ -96,7 +96,7 @@ def answers(asked: Sequence[Candidate], image: Tensor, invert: bool = False) -> 
     Raises ImageError where the image is too long for a network.
     """
     images = [prepare(image, candidate.described.input, invert)[None] for candidate in asked]
-    calls = [partial(candidate.network, image) for candidate, image in zip(asked, images, strict=True)]
+    calls = [partial(_scores, one.network, image) for one, image in zip(asked, images, strict=True)]
     timings = interleaved({str(number): call for number, call in enumerate(calls)}, _SECONDS)
     return [
         Answer(
@@ -106,6 +106,11 @@ def answers(asked: Sequence[Candidate], image: Tensor, invert: bool = False) -> 
         )
         for candidate, call, timing in zip(asked, calls, timings.values(), strict=True)
     ]
+
+
+def _scores(network: Network, images: Tensor) -> Tensor:
+    """The scores on the CPU: a call returns before a GPU has computed them."""
+    return network(images).cpu()
 
 
 def _shares(scores: Tensor, described: Description) -> dict[str, float]:
