@@ -13,7 +13,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return True
     # Both extremes are NaN if a number is. This needs no memory, and a small part of the time of isfinite().
     return all(bool(extreme.isfinite()) for extreme in tensor.detach().aminmax())

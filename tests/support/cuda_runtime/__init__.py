@@ -2,7 +2,7 @@
 
 :func:`libraries` builds it. A program that preloads the runtime calls :func:`start`; then ``torch.ops.wae``
 runs ``ops.cpp`` for tensors on two GPUs, and the PTX machine executes what it launches. torch's own kernels
-do not run there: tensors get to the GPU by copies alone.
+do not run there: tensors get to the GPU by copies alone, unless a program imports ``operators``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ import ptx_machine
 import torch
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).resolve().parents[3]
+_HERE = Path(__file__).resolve().parent
+ROOT = _HERE.parents[2]
 _CAPABILITY = 80  # as in runtime.cpp
 _OPS = ("encode", "decode", "encode_backward", "decode_backward", "reduce")
 _MODES = ("float16", "bfloat16", "tf32", "float32", "bfloat16_plain")
@@ -37,27 +38,34 @@ class Built(NamedTuple):
     ops: Path
 
 
+def runtime() -> Path:
+    """Build the stand-in runtime."""
+    return _built("runtime.so", [_HERE / "runtime.cpp"], _build_runtime)
+
+
 def libraries() -> Built:
-    """Build both libraries, if a source or torch has changed."""
-    here, host = Path(__file__).parent, ROOT / "csrc"
-    own = [Path(__file__), *here.glob("*.cpp"), *(ROOT / "wae_kernels").glob("*.inc")]
-    sources = sorted([*own, *host.glob("cuda/*.[ch]*"), *host.glob("common/*.h")])
-    text = torch.__version__ + "".join(source.read_text() for source in sources)
+    """Build both libraries."""
+    host = ROOT / "csrc"
+    others = [*(ROOT / "wae_kernels").glob("*.inc"), *host.glob("cuda/*.[ch]*"), *host.glob("common/*.h")]
+    return Built(runtime(), _built("ops.so", [_HERE / "kernels.cpp", *others], _build_ops))
+
+
+def _built(name: str, sources: Sequence[Path], build: Callable[[Path], None]) -> Path:
+    """The library ``name``, built if a source, torch or this file has changed."""
+    text = torch.__version__ + "".join(source.read_text() for source in sorted([Path(__file__), *sources]))
     folder = ROOT / "build" / "cuda_runtime" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    built = Built(folder / "runtime.so", folder / "ops.so")
-    if not built.ops.exists():
+    library = folder / name
+    if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Built(*(Path(scratch) / library.name for library in built))
-            _build_runtime(here / "runtime.cpp", made.runtime)
-            _build_ops([host / "cuda/ops.cpp", here / "kernels.cpp"], made.ops)
-            os.replace(made.runtime, built.runtime)
-            os.replace(made.ops, built.ops)  # the last one: its presence says that both are complete
-    return built
+            build(Path(scratch) / name)
+            os.replace(Path(scratch) / name, library)
+    return library
 
 
-def _build_runtime(source: Path, library: Path) -> None:
-    """Compile ``source`` and, written beside ``library``, the functions that torch imports and it lacks."""
+def _build_runtime(library: Path) -> None:
+    """Compile the runtime and, written beside ``library``, the functions that torch imports and it lacks."""
+    source = _HERE / "runtime.cpp"
     others = library.with_name("others.cpp")
     _nvcc(source, "-o", library)
     missing = sorted(_imported() - _names(library, "--defined-only"))
@@ -66,7 +74,8 @@ def _build_runtime(source: Path, library: Path) -> None:
     _nvcc(source, others, "-Xlinker=-soname=libcuda.so.1", "-o", library)
 
 
-def _build_ops(sources: Sequence[Path], library: Path) -> None:
+def _build_ops(library: Path) -> None:
+    sources = ROOT / "csrc" / "cuda" / "ops.cpp", _HERE / "kernels.cpp"
     options = ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-Xcompiler=-fvisibility=hidden"]
     options += [f"-I{path}" for path in (ROOT / "csrc", ROOT / "wae_kernels")]
     options += [f"-isystem={path}" for path in cpp_extension.include_paths()]

@@ -117,6 +117,18 @@ cudaError_t cudaMalloc(void** made, size_t size) {
   std::memset(*made, 0xff, size);
   return cudaSuccess;
 }
+cudaError_t cudaHostAlloc(void** made, size_t size, unsigned) {
+  *made = std::malloc(size);
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void*) {
+  std::memset(attributes, 0, sizeof *attributes);  // of memory that CUDA does not know
+  return cudaSuccess;
+}
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *free = *total = kMemory;
   return cudaSuccess;
