@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -37,6 +38,8 @@ each_network = pytest.mark.parametrize("network", NETWORKS)
 @each_network
 @torch.no_grad()
 def bench_end_to_end(compare: Compare, pytestconfig: pytest.Config, network: str, setting: Setting) -> None:
+    if (network, setting.name, setting.batch) == ("VGG16", "cpu", 32) and _memory() < 48:
+        pytest.skip("VGG16 in all engines did not fit in 24 GiB of memory; with less than 48 it is not tried")
     chosen = cells(network, pytestconfig.getoption("full"), setting.name)
     image = images(setting.batch, 224).to(setting.device.torch)
     sets = setting.device.sets((image,), MOST_SETS)
@@ -55,6 +58,11 @@ def bench_end_to_end(compare: Compare, pytestconfig: pytest.Config, network: str
         network=network,
         **TURNS,
     )
+
+
+def _memory() -> float:
+    """The machine's memory in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 @pytest.mark.parametrize(
