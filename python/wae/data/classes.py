@@ -50,7 +50,8 @@ def class_order(source: object, known: Sequence[str] | None, count: int, labels:
         return ClassOrder(tuple(range(count)))
     if len(set(known)) < count:
         raise ClassError(f"{source}: a class name occurs twice, and the order differs from the data's")
-    return ClassOrder(tuple(map(list(known).index, labels)))
+    numbers = {label: number for number, label in enumerate(known)}
+    return ClassOrder(tuple(numbers[label] for label in labels))
 
 
 def _differences(known: Sequence[str], labels: Sequence[str]) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
-from wae.wording import counted
+from wae.wording import counted, first_line
 
 from .crops import Crops
 from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
@@ -258,10 +258,30 @@ class _Reader:
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor, list[str]] | Exception:
         try:
             if isinstance(self.dataset, ImageFiles):
-                return self.dataset.read(indices, self.epoch)
-            return *self.dataset.batch(indices, self.epoch), []
+                images, labels, failed = self.dataset.read(indices, self.epoch)
+            else:
+                images, labels, failed = *self.dataset.batch(indices, self.epoch), []
+            if get_worker_info() is not None:
+                _share(images, labels)
+            return images, labels, failed
         except (ImageError, DatasetError) as error:
             return error
+
+
+def _share(*tensors: Tensor) -> None:
+    """Move tensors that a worker has read into the shared memory by which they reach the main process.
+
+    PyTorch would do it in a thread. If there is no room, that thread drops the batch, and the main process
+    waits for it forever.
+    """
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except RuntimeError as error:
+        raise DatasetError(
+            f"workers: the shared memory, /dev/shm, has no room for their batches ({first_line(error)}); "
+            "fewer workers or a smaller batch need less, and `docker run --shm-size` gives more"
+        ) from None
 
 
 def _as_it_is(read: Any) -> Any:

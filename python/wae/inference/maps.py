@@ -44,7 +44,8 @@ class Maps:
         force: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._folder, self._sources, self._input = folder, sources, input
+        self._folder, self._input = folder, input
+        self._sources = [source for source in sources if source.is_dir()]  # a shell's * gives many files
         self._force, self._max_pixels = force, max_pixels
         self._written: set[Path] = set()
 
@@ -72,12 +73,12 @@ class Maps:
             ("labels", _numbers(classes, palette)),
             ("overlays", Image.fromarray(_overlay(image, palette[classes.long()]))),
         ):
-            with written(self._folder / kind / name, force) as file:
+            with written(self._folder / kind / name, force, tidy=False) as file:  # not once for each image
                 picture.save(file, "PNG")
 
     def _name(self, path: Path) -> Path:
         for source in self._sources:
-            if path != source and path.is_relative_to(source):
+            if path.is_relative_to(source):
                 return path.relative_to(source).with_suffix(".png")
         return Path(path.name).with_suffix(".png")
 

@@ -24,16 +24,17 @@ _NAME = 30  # characters of a file's name that its temporary file's name, whose 
 
 
 @contextmanager
-def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
+def written(path: Path, force: bool = False, tidy: bool = True) -> Iterator[IO[bytes]]:
     """``with written(path) as file: ...`` writes ``path`` completely or not at all.
 
     The bytes first go to a temporary file in the same folder (``.NAME.xxxxxxxx.part``), which replaces
-    ``path`` once they are on the disk. The folder is made if it is missing. Temporary files that killed
-    processes left behind for ``path`` are removed.
+    ``path`` once they are on the disk. The folder is made if it is missing.
 
     Args:
         path: the file to write.
         force: replace a regular file that is there.
+        tidy: remove temporary files that killed processes left behind for ``path``. This lists the folder,
+            which takes longer the more files are in it.
 
     Raises:
         FileExistsError: see :func:`refuse_existing`.
@@ -41,7 +42,7 @@ def written(path: Path, force: bool = False) -> Iterator[IO[bytes]]:
     """
     refuse_existing(path, force)
     make_folder(path.parent)
-    for stale in _stale(path, os.O_RDWR):
+    for stale in _stale(path, os.O_RDWR) if tidy else ():
         with contextlib.suppress(OSError):
             stale.unlink()
     temporary, raw = _part(path)

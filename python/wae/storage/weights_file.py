@@ -75,7 +75,9 @@ def save(
     """
     text = json.dumps(recipe, indent=1)
     if len(text) > MAX_RECIPE:
-        raise ValueError(f"recipe must have at most {MAX_RECIPE} characters as JSON, got {len(text)}")
+        raise ValueError(
+            f"recipe must have at most {MAX_RECIPE} characters as JSON, with all class names, got {len(text)}"
+        )
     tensors = dict(model.state_dict())
     if optimizer is not None:
         tensors |= _prefixed(_OPTIMIZER, _optimizer_tensors(model, optimizer))

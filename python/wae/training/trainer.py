@@ -7,6 +7,7 @@ which is written after each epoch, takes the same steps as one that was never st
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import defaultdict
@@ -41,6 +42,8 @@ from .plan import Plan, Stage
 from .processes import gathered, rank_and_world, summed
 from .sparsity import Masks
 from .state import Epoch, State, checked, read_epoch
+
+_RECORD = 600  # characters of an epoch's record in a checkpoint, at most
 
 
 class TrainingError(WaeError, RuntimeError):
@@ -175,6 +178,7 @@ class _Run:
             reached = self._reached()
         else:
             reached = State(self.plan.as_dict())
+            self._check_room()
             self._save(0, 0, None, None)
         self.observer.begin(self.plan, list(self.history))
         for stage in range(reached.stage, len(self.plan.stages)):
@@ -377,6 +381,14 @@ class _Run:
         return synchronized(self.model) if self.synchronizes else nullcontext()
 
     # ------------------------------------------------------------------------------------- checkpoints
+
+    def _check_room(self) -> None:
+        """Raise ValueError if the last epochs' checkpoints could not be written: they record all before."""
+        epochs = sum(stage.epochs for stage in self.plan.stages)
+        state = State(self.plan.as_dict(), data=self.data, sources=self.sources)
+        room = (weights_file.MAX_RECIPE - len(json.dumps(asdict(state), indent=1))) // _RECORD
+        if self.state and epochs > room:
+            raise ValueError(f"epochs: a checkpoint can record {room:,}, the plan has {epochs:,} in all")
 
     def _save(
         self, stage: int, epoch: int, optimizer: torch.optim.Optimizer | None, average: AveragedModel | None

@@ -1,5 +1,7 @@
 """wae.data.classes: classes are matched by name; data sets can be renumbered."""
 
+import time
+
 import pytest
 import torch
 from data_sets import noise, small, write_images
@@ -18,6 +20,14 @@ from wae.data.classes import ClassError, ClassOrder, class_order
 )
 def test_classes_are_matched_by_name(known, labels, numbers):
     assert class_order("net", known, 3, labels) == ClassOrder(numbers)
+
+
+def test_very_many_classes_are_matched_in_moments():
+    """A search through all names for each of them took minutes for this many."""
+    names = [str(number) for number in range(100_000)]
+    started = time.monotonic()
+    assert class_order("net", names[::-1], len(names), names).numbers == tuple(range(len(names)))[::-1]
+    assert time.monotonic() - started < 10
 
 
 def test_without_names_classes_are_matched_by_number_and_a_note_says_so():

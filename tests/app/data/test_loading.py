@@ -275,6 +275,27 @@ def test_worker_processes_pass_on_errors_and_failed_files(photos, start_method):
     assert len(loader.failed) == 1
 
 
+@pytest.mark.parametrize("start_method", [pytest.param("fork", marks=with_workers)], indirect=True)
+def test_full_shared_memory_is_an_error(monkeypatch, start_method):
+    """Docker's /dev/shm has 64 MB. PyTorch's workers dropped what had no room, and the loader hung."""
+
+    def full(*arguments):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    def hung(number, frame):
+        raise TimeoutError
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(60)
+    try:
+        with pytest.raises(DatasetError, match=r"^workers: .* \(.*No space left .*\); fewer workers or"):
+            batch_labels(Indices(4), 2, 0, 0, False, workers=1)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Refusing(Indices):
     def batch(self, indices, epoch):
         raise DatasetError("labels: one line")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,21 @@ def test_a_file_is_replaced_only_by_force(tmp_path: Path) -> None:
     forced.write(second, torch.zeros(2, 16, 24))
     with pytest.raises(FileExistsError, match=r"a\.png"):  # written by the same run
         forced.write(first, torch.zeros(2, 16, 24))
+
+
+def test_writing_a_map_takes_no_longer_for_more_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each image the folder was listed twice, and all names on the command line were compared."""
+    path = save_image(tmp_path / "a.png")
+    maps = Maps(tmp_path / "out", [path], INPUT)
+
+    def asked(*_: object) -> None:
+        raise AssertionError
+
+    for owner, name in ((os, "listdir"), (Path, "is_relative_to")):
+        monkeypatch.setattr(owner, name, asked)
+    maps.write(path, torch.zeros(2, 16, 24))
 
 
 def test_predict_writes_the_maps(

@@ -414,6 +414,14 @@ def test_only_the_first_stage_has_a_linear_start(monkeypatch):
     assert fitted == [1]
 
 
+def test_more_epochs_than_a_checkpoint_can_record_are_refused(tmp_path):
+    """Every checkpoint repeats the records of all epochs: a training once stopped after 10,000 of them."""
+    stages = (replace(JOINT, epochs=2), replace(JOINT, epochs=10**4))
+    with pytest.raises(ValueError, match=r"^epochs: a checkpoint can record 6,\d\d\d, the plan has 10,002"):
+        run(Plan("tiny", stages, batch=8), state=tmp_path / "state")
+    assert not any(tmp_path.iterdir())
+
+
 def test_workers_load_training_and_test_images(monkeypatch):
     asked, batches = [], trainer.batches
 
