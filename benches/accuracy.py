@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .deployed import grid
+from .tables import grid
 
 _HEADS = (
     "data set",

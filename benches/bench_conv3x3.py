@@ -23,6 +23,7 @@ from . import result_files
 from .comparison import Side
 from .devices import EXACT, Calls, Setting
 from .modules import OURS
+from .tables import grid
 
 LAYERS = [
     (3, 64, 112), (64, 64, 112), (64, 128, 56), (128, 128, 56), (128, 256, 28), (256, 256, 28),
@@ -69,13 +70,12 @@ def markdown(folder: Path) -> str:
     (result,) = result_files.shown(folder)
     cases = {(tuple(b["layer"]), b["images"]): b for b in result["benchmarks"] if b["table"] == TABLE}
     sides = OURS, PEER, PACKED
-    lines = ["| layer | " + " | ".join(f"batch {n} | {PEER} | {PACKED}" for n in BATCHES) + " |"]
-    lines.append("|---" * (1 + len(sides) * len(BATCHES)) + "|")
+    rows = []
     for layer in LAYERS:
         timings = [cases[layer, n]["timings"][side] for n in BATCHES for side in sides]
-        title = "{0} -> {1}, {2} x {2}".format(*layer)
-        lines.append(f"| {title} | " + " | ".join(f"{1e3 * t['median']:.3g}" for t in timings) + " |")
-    return "\n".join(lines)
+        rows.append(["{0} -> {1}, {2} x {2}".format(*layer), *(f"{1e3 * t['median']:.3g}" for t in timings)])
+    heads = [head for n in BATCHES for head in (f"batch {n}", PEER, PACKED)]
+    return "\n".join(grid(["layer", *heads], rows))
 
 
 if __name__ == "__main__":

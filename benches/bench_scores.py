@@ -22,6 +22,7 @@ from . import peers, result_files
 from .comparison import Side
 from .devices import EXACT, Setting
 from .modules import OURS, gradients, wide_gradients
+from .tables import grid
 
 CASES = [(360, 480, 11), (512, 512, 21)]
 """Height, width and classes."""
@@ -98,12 +99,10 @@ def markdown(result: result_files.Result, table: str) -> str:
     cases = [case for case in CASES if case in found]
     if not cases:
         return ""
-    lines = [f"| {table} | " + " | ".join("{} x {}, {} classes".format(*case) for case in cases) + " |"]
-    lines += ["|---|" + "---|" * len(cases)]
-    for side in found[cases[0]]:
-        times = [f"{1e3 * found[case][side]['median']:.3g}" for case in cases]
-        lines.append(f"| {side} | {' | '.join(times)} |")
-    return "\n".join(lines)
+    rows = [
+        [side, *(f"{1e3 * found[case][side]['median']:.3g}" for case in cases)] for side in found[cases[0]]
+    ]
+    return "\n".join(grid([table, *("{} x {}, {} classes".format(*case) for case in cases)], rows))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from wae.experiments.bench_report import cells, heads, milliseconds, title
 from wae.experiments.machine import QUIET
 from wae.wording import counted
 
+from .tables import grid
+
 FOLDER = "deployed"
 """Below benches/results."""
 
@@ -165,12 +167,3 @@ def decision(measured: Sequence[Measured]) -> list[str]:
         "share of the ratio of multiply-adds",
     ]
     return grid(shown, rows)
-
-
-def grid(shown: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
-    return [
-        f"| {' | '.join(shown)} |",
-        "|---" * len(shown) + "|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from wae.experiments.bench import Comparison, Row
 
-from .deployed import Measured, grid, machine, quiet
+from .deployed import Measured, machine, quiet
+from .tables import grid
 
 A_DAY = 1_000_000_000
 """Images."""

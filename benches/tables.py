@@ -42,6 +42,12 @@ def _least_time(benchmark: Benchmark, pattern: str) -> float | None:
     )
 
 
+def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
+
+
 # ---------------------------------------------------------------------------------------- for a decision
 
 ACCURACY = {
@@ -65,7 +71,7 @@ def decision(results: Sequence[Result]) -> list[str]:
         "over the fastest engine",
         "accuracy, published",
     )
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     results = [r for r in results if any(b["table"] == "end to end" for b in r["benchmarks"])]
     measured = [
         (b["network"], b["images"], name(result), b)
@@ -83,8 +89,8 @@ def decision(results: Sequence[Result]) -> list[str]:
         today, engine, wae = (b["timings"][side]["median"] for side in sides)
         cells = [f"{milliseconds(today)} ms", *(_time_in(b, side) for side in sides[1:])]
         cells += [f"{today / wae:.1f}x", f"{engine / wae:.1f}x", ACCURACY[network]]
-        lines.append(f"| {network}, {images} | {machine} | {' | '.join(cells)} |")
-    return lines[:10]
+        rows.append([f"{network}, {images}", machine, *cells])
+    return grid(heads, rows[:8])
 
 
 def _time_in(benchmark: Benchmark, side: str) -> str:
@@ -134,10 +140,7 @@ def short(result: Result) -> list[str]:
     """The fastest way to run each form of a network."""
     measured = sorted(in_table(result, "end to end"), key=lambda b: b["images"])
     batches = sorted({b["images"] for b in measured})
-    lines = [
-        f"| {name(result)} | " + " | ".join(f"batch {batch}" for batch in batches) + " |",
-        "|---|" + "---|" * len(batches),
-    ]
+    rows = []
     for network in dict.fromkeys(b["network"] for b in measured):
         of_network = {b["images"]: b for b in measured if b["network"] == network}
         for row, pattern in (
@@ -153,8 +156,8 @@ def short(result: Result) -> list[str]:
                 _best(of_network[batch], pattern, network) if batch in of_network else "" for batch in batches
             ]
             if any(cells):
-                lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return lines if len(lines) > 2 else []
+                rows.append([row, *cells])
+    return grid([name(result), *(f"batch {batch}" for batch in batches)], rows) if rows else []
 
 
 def _best(benchmark: Benchmark, pattern: str, network: str) -> str:
@@ -203,11 +206,8 @@ def _sides(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
         f"batch {b['images']}" if "images" in b else f"{max(b['megapixels'].values()):.1f} megapixels"
         for b in benchmarks
     ]
-    rows = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
-    for side in sides:
-        cells = [_cell(b, side) if side in b["timings"] else "" for b in benchmarks]
-        rows.append(f"| {side} | " + " | ".join(cells) + " |")
-    yield rows
+    rows = [[side, *(_cell(b, side) if side in b["timings"] else "" for b in benchmarks)] for side in sides]
+    yield grid([title, *heads], rows)
 
 
 def _cell(benchmark: Benchmark, side: str) -> str:
@@ -229,43 +229,42 @@ def _forms(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
             side: f"{spread(timing)}, {b['timings'][reference]['median'] / timing['median']:.2f}x"
             for side, timing in b["timings"].items()
         }
-        yield _grid(f"{title}, batch {b['images']}", cells)
+        yield _forms_by_runners(f"{title}, batch {b['images']}", cells)
 
 
 def _memory(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
     for b in benchmarks:
         cells = {side: f"{megabytes:.0f}" for side, megabytes in b["megabytes"].items()}
-        yield _grid(f"{title}, MB, batch {b['images']}", cells)
+        yield _forms_by_runners(f"{title}, MB, batch {b['images']}", cells)
 
 
-def _grid(title: str, cells: dict[str, str]) -> list[str]:
+def _forms_by_runners(title: str, cells: dict[str, str]) -> list[str]:
     """A table of ``cells``, whose keys are ``FORM | RUNNER``."""
     rows, columns = (list(dict.fromkeys(key.split(" | ")[i] for key in cells)) for i in (0, 1))
-    return [
-        f"| {title} | " + " | ".join(columns) + " |",
-        "|---|" + "---|" * len(columns),
-        *(f"| {row} | " + " | ".join(cells.get(f"{row} | {c}", "") for c in columns) + " |" for row in rows),
-    ]
+    return grid(
+        [title, *columns],
+        [[row, *(cells.get(f"{row} | {column}", "") for column in columns)] for row in rows],
+    )
 
 
 def _parts(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
     """Each part's time, and its share of the time of all parts."""
     heads = [f"WAE-{b['network']}, batch {b['images']}" for b in benchmarks]
-    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
+    rows = []
     for part in benchmarks[0]["timings"]:
         cells = []
         for b in benchmarks:
             medians = {side: timing["median"] for side, timing in b["timings"].items()}
             share = medians[part] / sum(seconds for side, seconds in medians.items() if side != b["ours"])
             cells.append(spread(b["timings"][part]) + ("" if part == b["ours"] else f", {share:.1%}"))
-        lines.append(f"| {part} | " + " | ".join(cells) + " |")
-    yield lines
+        rows.append([part, *cells])
+    yield grid([title, *heads], rows)
 
 
 def _sizes(title: str, benchmarks: list[Benchmark]) -> Iterable[list[str]]:
     for b in benchmarks:
         cells = {side: spread(timing) for side, timing in b["timings"].items()}
-        yield _grid(f"one image, side in pixels, {b['runner']}", cells)
+        yield _forms_by_runners(f"one image, side in pixels, {b['runner']}", cells)
 
 
 _LAYOUTS = {

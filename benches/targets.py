@@ -12,7 +12,7 @@ from wae.models.registry import build
 
 from .modules import OURS
 from .result_files import Result
-from .tables import IN_PYTORCH, in_table, name, ratio
+from .tables import IN_PYTORCH, grid, in_table, name, ratio
 
 
 class Bound(NamedTuple):
@@ -183,14 +183,8 @@ GPU_BOUNDS = [
 
 def bounds(results: Sequence[Result], asked: Sequence[Bound]) -> list[str]:
     """The table of targets, with a column for each result file."""
-    lines = [
-        "| speedup | required | target | " + " | ".join(name(r) for r in results) + " |",
-        "|---|---|---|" + "---|" * len(results),
-    ]
-    for bound in asked:
-        cells = [*bound.asked(), *(_reached(bound, result) for result in results)]
-        lines.append(f"| {bound.what} | " + " | ".join(cells) + " |")
-    return lines
+    rows = [[bound.what, *bound.asked(), *(_reached(bound, result) for result in results)] for bound in asked]
+    return grid(["speedup", "required", "target", *map(name, results)], rows)
 
 
 def _reached(bound: Bound, result: Result) -> str:
