@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import LAYOUTS, OPCHECK_LAYOUTS, Cell, errors_of, scattered, size_name
+from cases import LAYOUTS, OPCHECK_LAYOUTS, Cell, errors_of, far_apart, scattered, size_name
 from compare import WINOGRAD, assert_close
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -113,6 +113,14 @@ def test_layouts(cell: Cell, layout: str, channels: int) -> None:
     weight, bias = layer(channels, 20)
     x = LAYOUTS[layout](maps(3, channels, 9, 14, cell.device))
     check(x, scattered(weight.to(cell.device)), scattered(bias.to(cell.device)), relu=False)
+
+
+@pytest.mark.parametrize("channels", [3, 20])
+def test_strides_beyond_32_bits(cell: Cell, channels: int) -> None:
+    if cell.device != "cpu":
+        pytest.skip("only a CPU reserves memory without allocating it")
+    weight, bias = layer(channels, 33)
+    check(far_apart(maps(2, channels, 2, 9)), weight, bias, relu=False)
 
 
 def test_default_dtype_of_torch_changes_nothing(cell: Cell) -> None:

@@ -19,6 +19,7 @@ from cases import (
     ZERO_POINTS,
     Cell,
     errors_of,
+    far_apart,
     image_of,
     int8_encoder,
     is_laid_out_like,
@@ -138,6 +139,12 @@ def test_layouts(cell: Cell, layout: str, zero_points: Sequence[Any]) -> None:
     if zero_points[0] is not None:
         rest[-2] = torch.full((1,), 100, dtype=zero_points[0]).expand(3)
     check(LAYOUTS[layout](image_of(3, 9, 37, torch.uint8, cell.device)), rest)
+
+
+@pytest.mark.parametrize("backend", HAS_KERNEL, ids=str)
+def test_strides_beyond_32_bits(backend: Cell) -> None:
+    with backends.use(backend.name):
+        check(far_apart(image_of(2, 2, 40, torch.uint8)), int8_encoder())
 
 
 def test_an_empty_batch(cell: Cell) -> None:

@@ -686,6 +686,23 @@ def test_inference_mode_and_no_grad(cell: Cell) -> None:
 
 
 @on_main_cells
+@pytest.mark.parametrize("op", OPS)
+def test_views_that_torch_negates_when_they_are_read(cell: Cell, op: str) -> None:
+    """The memory of the imaginary part of a conjugate holds the opposite number."""
+
+    def lazy(tensor: Tensor) -> Tensor:
+        return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+
+    arguments = arguments_of(op, device=cell.device)
+    views = [lazy(a) if isinstance(a, Tensor) else a for a in arguments]
+    assert views[0].is_neg()
+    expected = as_tuple(getattr(torch.ops.wae, op)(*arguments))
+    assert all(map(torch.equal, as_tuple(getattr(torch.ops.wae, op)(*views)), expected))
+    if hasattr(wae_kernels, op):  # it calls the op in another way
+        assert all(map(torch.equal, as_tuple(getattr(wae_kernels, op)(*views)), expected))
+
+
+@on_main_cells
 def test_functional_call(cell: Cell) -> None:
     model, other = AutoEncoder().to(cell.device), AutoEncoder().to(cell.device)
     image = image_of(2, 9, 12, device=cell.device)

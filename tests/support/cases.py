@@ -288,12 +288,12 @@ def scattered(tensor: Tensor) -> Tensor:
 
 
 def far_apart(x: Tensor) -> Tensor:
-    """The same (N, 3, H, W) values with images and rows so far apart that offsets exceed 32 bits."""
+    """The same (N, C, H, W) values with images and rows so far apart that offsets exceed 32 bits."""
     distance = 2**31 // (x.shape[0] * x.shape[2] - 1) + 2**16
     last = (x.shape[0] * x.shape[2] - 1) * distance
     torch.utils.deterministic.fill_uninitialized_memory = False  # poisoned_memory restores it
     try:
-        memory = torch.empty(last + 3 * x.shape[3], dtype=x.dtype)
+        memory = torch.empty(last + x.shape[1] * x.shape[3], dtype=x.dtype)
     except RuntimeError:
         pytest.skip("the system does not reserve that much virtual memory")
     torch.utils.deterministic.fill_uninitialized_memory = True
