@@ -16,6 +16,7 @@ from cases import (
     LAYOUTS,
     Cell,
     arguments_of,
+    far_apart,
     image_of,
     is_laid_out_like,
     scattered,
@@ -26,7 +27,7 @@ from cases import (
 from compare import assert_close, tolerance
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import MARGIN, Problem, make, with_float32_parameters
+from problems import MARGIN, REFERENCES, Problem, make, with_float32_parameters
 from torch import Tensor
 
 import wae_kernels
@@ -178,6 +179,33 @@ def test_parameters_of_any_strides(cell: Cell, op: str) -> None:
     problem = make(op, cell)
     inputs = {n: t if n in ("image", "low", "high") else scattered(t) for n, t in problem.inputs.items()}
     check(cell, replace(problem, inputs=inputs))
+
+
+@every_op
+def test_strides_beyond_32_bits(cell: Cell, op: str) -> None:
+    if cell.device != "cpu":
+        pytest.skip("only a CPU reserves memory without allocating it")
+    problem = make(op, cell, (4, 40), dtype=own_dtype(cell))
+    inputs = {n: far_apart(t) if n in ("image", "low") else t for n, t in problem.inputs.items()}
+    far = replace(problem, inputs=inputs, incoming=[far_apart(t) for t in problem.incoming])
+    check(cell, far, problem.expected())
+
+
+@every_op
+def test_small_float16_numbers_are_not_zero_if_torch_flushes_subnormal_floats(cell: Cell, op: str) -> None:
+    """A float16 number below 6.1e-5 is subnormal, but is no subnormal float."""
+    problem = make(op, cell, dtype=torch.float16)
+    problem = replace(problem, incoming=[gradient * 2**-17 for gradient in problem.incoming])
+    parameters = [name for name in problem.inputs if name.startswith(("conv", "low_", "high_"))]
+    expected = problem.widened().gradients(parameters, REFERENCES[op])
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormal numbers to zero")
+    try:
+        found = problem.gradients(parameters)
+    finally:
+        torch.set_flush_denormal(False)
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient, limit_for(cell, problem), f"gradient of {name}")
 
 
 @every_op
