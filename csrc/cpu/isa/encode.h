@@ -16,8 +16,8 @@
 // the convolution's result there.
 //
 // Arithmetic per pixel, in vectors of 16: 27 + 2 * (36 + 7.5 + 6.3) + 13.5 + the last layer's sums over lanes (~5),
-// about 145 without the ReLUs, against 328.5 by the definition. It is bound by arithmetic and not by memory: 12 bytes are read and 6
-// written per pixel.
+// about 145 without the ReLUs, against 328.5 by the definition. It is bound by arithmetic and not by memory: 12 bytes
+// are read and 6 written per pixel.
 
 #pragma once
 
