@@ -51,7 +51,8 @@ def example_images(
 
 
 def _normal(random: torch.Generator, *size: int) -> Tensor:
-    return torch.randn(size, generator=random, dtype=torch.float32)  # independent of the default dtype
+    """Numbers that depend on neither the default dtype nor the default device."""
+    return torch.randn(size, generator=random, dtype=torch.float32, device="cpu")
 
 
 def first_parameter(model: nn.Module | Front) -> Tensor:

@@ -41,9 +41,9 @@ class Calibration(NamedTuple):
     """Two sets of images that share none."""
 
     images: Tensor
-    """The images that give the scales, (M, 3, H, W)."""
+    """The images that give the scales, (M, 3, H, W), on the CPU."""
     held_out: Tensor
-    """The images to check on, (N, 3, H, W)."""
+    """The images to check on, (N, 3, H, W), on the CPU."""
     labels: Tensor | None
     """The labels of ``held_out``: (N,), or (N, H, W) for pixels, on the CPU. None if the source has none."""
 
@@ -68,6 +68,11 @@ def gather(
     """
     if type(count) is not int or count < 1:
         raise CalibrationError(f"calibration_images: need an integer of at least 1, got {shown(count)}")
+    with torch.device("cpu"):  # loaders that shuffle fail while the default is a GPU
+        return _gathered(source, size, count, scales, input)
+
+
+def _gathered(source: Source, size: tuple[int, int], count: int, scales: bool, input: Input) -> Calibration:
     wanted = count + max(count, CHECKED)
     parts: list[Tensor] = []
     labels: list[Tensor] = []
@@ -79,7 +84,7 @@ def gather(
             )
         if part.dtype != torch.uint8 and not part.is_floating_point():
             raise CalibrationError(f"calibration: images must be uint8 or floating point, got {part.dtype}")
-        parts.append(part)
+        parts.append(part.cpu())
         if targets is not None:
             if labels and targets.shape[1:] != labels[0].shape[1:]:
                 both = f"{tuple(labels[0].shape)} and {tuple(targets.shape)}"

@@ -221,7 +221,7 @@ def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[Mo
 
     The file may be for ``batch`` images only, so the last batch is padded with the first images.
     """
-    numbers = torch.arange(len(images) + -len(images) % batch) % len(images)
+    numbers = torch.arange(len(images) + -len(images) % batch, device="cpu") % len(images)
     samples = [(part,) for part in images[numbers].split(batch)]
     with temporary_folder() as folder:
         path = folder / "network.onnx"

@@ -50,3 +50,10 @@ def test_example_images_have_the_dtype_and_range_that_the_network_expects(model,
         assert 100 < images.mean() < 156
         assert 30 < images.std() < 70
         assert (images.min(), images.max()) == (0, 255)
+
+
+def test_example_images_do_not_depend_on_the_default_device(model):
+    """It is the network's own while one is deployed in inference mode. GPUs refuse generators of the CPU."""
+    images = example_images(model, 2, SIZE)
+    with torch.device("meta"):
+        assert torch.equal(example_images(model, 2, SIZE), images)

@@ -35,6 +35,30 @@ def test_labels_stay_with_their_images():
     assert gather(batches, SIZE, 10, True).labels is None
 
 
+def test_the_default_device_changes_nothing():
+    """It is the network's own while one is deployed in inference mode, and loaders that shuffle fail then."""
+    data = torch.arange(250.0).view(-1, 1, 1, 1).expand(-1, 3, *SIZE)
+    shuffled = DataLoader(TensorDataset(data), 50, shuffle=True)
+    with torch.device("meta"):
+        for source in (data, shuffled):
+            found = gather(source, SIZE, 10, True)
+            assert len(found.images) == 10
+            assert found.images.device == found.held_out.device == data.device
+
+
+class OnGpu(torch.Tensor):
+    """Images that are on a GPU until they are copied to the CPU."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_images_on_a_gpu_are_copied_to_the_cpu():
+    """Where int8 is calibrated; NumPy refused them."""
+    found = gather(torch.zeros(20, 3, *SIZE).as_subclass(OnGpu), SIZE, 10, True)
+    assert type(found.images) is type(found.held_out) is torch.Tensor
+
+
 def test_a_loader_without_labels_may_yield_lists_of_one_tensor():
     """As a DataLoader over a TensorDataset does."""
     data = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 3, *SIZE)

@@ -40,11 +40,11 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     """A tensor of the CPU in the memory of ``tensor``."""
     storage = tensor.untyped_storage()
     if not storage.nbytes():
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
     memory = (ctypes.c_uint8 * storage.nbytes()).from_address(storage.data_ptr())
     held = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
     place = tensor.storage_offset(), tensor.shape, tensor.stride()
-    return torch.empty(0, dtype=tensor.dtype).set_(held, *place)
+    return torch.empty(0, dtype=tensor.dtype, device="cpu").set_(held, *place)
 
 
 def _on_gpu(tensor: Tensor, device: torch.device) -> Tensor:
@@ -71,7 +71,7 @@ class _Call:
     def _argument(self, argument: Any) -> Any:
         value = self.given[argument.name]
         if str(argument.type) == "Tensor" and not isinstance(value, Tensor):
-            return torch.tensor(value)  # a number in the place of a tensor
+            return torch.tensor(value, device="cpu")  # a number in the place of a tensor
         return tree_map(self._moved, value)
 
     def _moved(self, value: Any) -> Any:
