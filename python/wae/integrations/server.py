@@ -6,6 +6,7 @@ Uploads stay in a folder that is removed when the server ends.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -99,6 +100,10 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a traceback for each open request
+        await super().shutdown(sockets)
 
 
 async def _fetch_nothing(address: str, *options: object, **more: object) -> NoReturn:

@@ -232,6 +232,15 @@ def test_a_signal_at_any_time_ends_the_command_with_its_status() -> None:
 
 
 @pytest.mark.slow
+def test_a_signal_during_a_request_is_one_line() -> None:
+    server = Served()
+    stream = urllib.request.urlopen(f"{server.address}gradio_api/heartbeat/mine", timeout=60)
+    assert stream.readline() == b"data: ALIVE\n"
+    assert server.end() == "wae: interrupted\n"
+    stream.close()
+
+
+@pytest.mark.slow
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "wae", "app", "--port", str(taken.getsockname()[1])]
