@@ -209,7 +209,7 @@ def _divided(parts: panels.Parts) -> str:
         '<figure class="divided">'
         f'<img src="{image}" alt="the image, left of the border">'
         f'<img src="{reconstruction}" alt="the reconstruction, right of the border">'
-        "<label>The border: the image is on its left, the reconstruction on its right"
+        "<label>Border: the image left, the reconstruction right"
         '<input type="range" min="0" max="100" value="50" '
         "oninput=\"this.closest('figure').style.setProperty('--at', this.value + '%')\">"
         "</label></figure>"

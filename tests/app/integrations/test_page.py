@@ -345,7 +345,7 @@ def test_a_photo_is_decomposed_and_classified(page: Any, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_border_moves_by_keyboard(page: Any) -> None:
     upload(page, photos.photo_path("chelsea"))
-    border = page.get_by_role("slider", name=re.compile("the reconstruction on its right"))
+    border = page.get_by_role("slider", name=re.compile("^Border: "))
     border.wait_for()
     assert border.input_value() == "50"
     shown = page.locator("figure.divided")
