@@ -11,12 +11,6 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 
-#if !defined(__clang__)
-// GCC 12 warns of an uninitialized variable in its own definitions of many AVX-512 intrinsics.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
 #define WAE_AVX512 1
 #define WAE_ISA avx512
 #include "cpu/isa/kernels_impl.h"

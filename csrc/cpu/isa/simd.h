@@ -10,6 +10,12 @@
 
 #pragma once
 
+#if defined(WAE_AVX512) && !defined(__clang__)
+// GCC 12 warns of an uninitialized variable in its own definitions of many AVX-512 intrinsics.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
 #if defined(WAE_AVX512) || defined(WAE_AVX2)
 #include <immintrin.h>
 #endif
