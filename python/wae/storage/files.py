@@ -53,7 +53,8 @@ def written(path: Path, force: bool = False, tidy: bool = True) -> Iterator[IO[b
             with _named(path):
                 os.fsync(file.fileno())
             refuse_existing(path, force)
-            os.replace(temporary, path)
+            with _named(path):
+                os.replace(temporary, path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -157,9 +158,10 @@ def written_folder(folder: Path, force: bool, mark: str) -> Iterator[Path]:
         yield new
         _sync_all(new)
         try:
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
+            with _named(folder):
+                if folder.exists():
+                    folder.rename(old)
+                new.rename(folder)
         except BaseException:  # also an interruption: the old folder must not go with the temporary one
             if old.exists() and not folder.exists():
                 old.rename(folder)

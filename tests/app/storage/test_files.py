@@ -372,6 +372,12 @@ def test_errors_name_the_target_and_not_the_temporary_file(tmp_path, monkeypatch
         assert error.value.filename == str(path)
     assert not list(tmp_path.iterdir())
 
+    path = tmp_path / "gone" / "target"
+    for block in (files.written(path), files.written_folder(path, False, "mark")):
+        with pytest.raises(FileNotFoundError) as error, block:
+            shutil.rmtree(path.parent)  # by another program
+        assert error.value.filename == str(path)
+
     def fsync(descriptor):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
