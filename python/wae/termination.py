@@ -55,6 +55,9 @@ def terminable() -> Iterator[None]:
             os.kill(os.getpid(), number)
         if not is_ending and not _sent_again(number, frame):  # a service manager sends both
             is_ending = True
+            # It may have ended workers that load data too, for which PyTorch's handler raises an error.
+            of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            handled.callback(signal.signal, signal.SIGCHLD, of_children)
             raise Terminated(number)
 
     def ignored(exception: sys.UnraisableHookArgs) -> None:

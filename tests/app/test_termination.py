@@ -48,6 +48,28 @@ def test_sigterm_and_sighup_are_raised_once_and_do_not_interrupt_the_clean_up(fi
     assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 
 
+def test_a_worker_that_the_same_signal_ended_is_no_error() -> None:
+    """A closed terminal signals every process; PyTorch's handler raised an error in the clean-up."""
+
+    def lost(number: int, frame: object) -> None:
+        raise RuntimeError("DataLoader worker is killed by signal: Hangup")
+
+    def work() -> None:
+        with terminable():
+            try:
+                signal.raise_signal(signal.SIGHUP)
+            finally:
+                signal.raise_signal(signal.SIGCHLD)
+
+    before = signal.signal(signal.SIGCHLD, lost)
+    try:
+        with pytest.raises(Terminated):
+            work()
+        assert signal.getsignal(signal.SIGCHLD) is lost
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 @pytest.mark.parametrize(
     ("number", "kind"), [("SIGTERM", Terminated), ("SIGHUP", Terminated), ("SIGINT", KeyboardInterrupt)]
 )
