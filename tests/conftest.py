@@ -102,7 +102,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(params=as_params(CELLS))
-def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cell]:
+def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cell:
     """Select each backend (and device) in turn; skip it, with the reason, if it cannot run here."""
     cell: Cell = request.param
     if cell.why_not:
@@ -110,5 +110,5 @@ def cell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     if cell.name == "reference":  # cuDNN may use Winograd arithmetic, which spreads NaN and is less accurate
         monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    with backends.use(cell.name):
-        yield cell
+    backends.select(cell.name)  # not use(), because autograd runs on a GPU in threads of its own
+    return cell

@@ -205,7 +205,9 @@ def use(name: str) -> Iterator[None]:
     """``with use("reference"): ...`` selects a backend for the current thread or asyncio task, in the block.
 
     Tasks that are created in the block inherit the choice, threads do not (``contextvars``). A backward pass
-    uses the choice of its forward pass, whatever thread it runs in.
+    uses the choice of its forward pass, whatever thread it runs in. But one that ``torch.compile`` traced,
+    and what activation checkpointing computes again, run on a GPU in threads of their own, with the choice of
+    the process.
 
     Raises:
         ValueError: as for :func:`select`.
