@@ -42,10 +42,9 @@ def _photos(images: str, folder: str) -> Trainings:
     return Trainings(images, "a small VGG", folder, "64 x 64", "32 x 32", "32 x 32, fine-tuned")
 
 
-def _road_scenes(size: str, network: str, name: str) -> Trainings:
-    folder = f"camvid-{name}-{size.replace(' ', '')}"
+def _road_scenes(images: str, network: str, folder: str) -> Trainings:
     networks = "full resolution", "half, bilinear", "half, bilinear, fine-tuned"
-    return Trainings(f"CamVid, {size}", network, folder, *networks)
+    return Trainings(images, network, f"camvid-{folder}", *networks)
 
 
 _NETWORKS = {
@@ -60,10 +59,11 @@ LINES = (
     _photos("Imagenette, 64 x 64", "imagenette-small_vgg-64"),
     _photos("the same, 4 times the epochs", "imagenette-small_vgg-64-4-times"),
     *(
-        _road_scenes(size, network, name)
+        _road_scenes(f"CamVid, {size}", network, f"{name}-{size.replace(' ', '')}")
         for size in ("180 x 240", "90 x 120")
         for network, name in _NETWORKS.items()
     ),
+    _road_scenes("CamVid, 180 x 240, twice the epochs", "ENet", "enet-180x240-2-times"),
 )
 
 
