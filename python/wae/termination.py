@@ -57,7 +57,8 @@ def terminable() -> Iterator[None]:
             is_ending = True
             # It may have ended workers that load data too, for which PyTorch's handler raises an error.
             of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            handled.callback(signal.signal, signal.SIGCHLD, of_children)
+            if of_children is not None:  # a handler that is not Python's cannot be put back
+                handled.callback(signal.signal, signal.SIGCHLD, of_children)
             raise Terminated(number)
 
     def ignored(exception: sys.UnraisableHookArgs) -> None:

@@ -100,8 +100,8 @@ def load(
 
     Raises:
         CheckpointError: the file is missing or damaged, or its tensors are not those of ``model``, or not
-            finite; or an optimizer that keeps a state, or an average, is given and the file holds none. Only
-            tensors that are not finite have been loaded then.
+            finite; or an optimizer that keeps a state, or an average, is given and the file holds none.
+            Nothing is changed then, unless tensors are not finite: that is noticed after they are loaded.
     """
     recipe = read_header(path).recipe
     try:
