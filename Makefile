@@ -33,7 +33,7 @@ quick: $(VENV)/.dev build  ## the tests that are not slow, up to the first failu
 	$(BIN)/python -m pytest -m "not slow" -x $(PARALLEL)
 
 .PHONY: bench
-bench: $(VENV)/.dev build  ## measure what docs/benchmarks.md claims (about 15 minutes), and write its tables and plots
+bench: $(VENV)/.dev build  ## measure what docs/benchmarks.md claims (about 15 minutes), and write the tables and plots
 	$(BIN)/python -m pytest benches --seconds 2 --keep benches/results
 	$(BIN)/python -m benches.report
 

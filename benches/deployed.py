@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wae.experiments.bench import Comparison, from_data
-from wae.experiments.bench_report import cells, heads, milliseconds, title
+from wae.experiments.bench_report import cells, milliseconds
 from wae.experiments.machine import QUIET
 from wae.wording import counted
 
@@ -49,6 +49,18 @@ BOUNDS = (
     *_of("resnet50", "ResNet50", ((1.65, 2.2), (1.9, 2.6)), ((7.5, 11), (9.5, 15))),
 )
 BATCHES = (1, 8)
+_HEADS = (
+    "network, batch",
+    "PyTorch eager ms",
+    "engine",
+    "precision",
+    "stock ms",
+    "WAE ms",
+    "faster",
+    "share of the ratio of multiply-adds",
+    "images/s",
+)
+"""The columns of :func:`tables`; from the third on those of ``wae bench``."""
 
 
 def read(folder: Path) -> list[Measured]:
@@ -127,14 +139,28 @@ def _disturbed(entry: Measured) -> str:
 
 
 def tables(measured: Sequence[Measured]) -> list[str]:
-    """Every row of every comparison."""
-    lines = []
-    for entry in measured:
-        comparison, about = entry
-        lines += [f"**{title(comparison)}.** {provenance(about)}{_disturbed(entry)}", ""]
-        lines += grid(heads(comparison), cells(comparison))
-        lines += [f"\nLeft out: {name}: {why}" for name, why in comparison.left_out.items()] + [""]
+    """Every row of every comparison, in one table for each run."""
+    lines: list[str] = []
+    for run, entries in _by_run(measured).items():
+        lines += [run, ""]
+        rows = [[*_case(c), *row] for c, _ in entries for row in cells(c)]
+        lines += grid(_HEADS, rows) + [""]
+        left_out = {(name, why): None for c, _ in entries for name, why in c.left_out.items()}
+        lines += [line for name, why in left_out for line in (f"Left out: {name}: {why}", "")]
     return lines
+
+
+def _by_run(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
+    """The comparisons by what is said about their runs: machine, date, versions."""
+    runs: dict[str, list[Measured]] = {}
+    for entry in sorted(measured, key=lambda m: machine(m.about)):
+        runs.setdefault(f"{provenance(entry.about)}{_disturbed(entry)}", []).append(entry)
+    return runs
+
+
+def _case(comparison: Comparison) -> list[str]:
+    network = f"{comparison.network} at {comparison.size}, {comparison.images}"
+    return [network, milliseconds(comparison.eager.median)]
 
 
 def decision(measured: Sequence[Measured]) -> list[str]:

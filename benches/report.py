@@ -1,5 +1,5 @@
-"""Writes the tables of README.md, docs/benchmarks.md and docs/scale.md, the plots, and the figures of
-``wae app``.
+"""Writes the tables of README.md, docs/benchmarks.md, docs/measurements.md and docs/scale.md, the plots, and
+the figures of ``wae app``.
 
 python -m benches.report                 reads the result files in benches/results and docs/results
 """
@@ -34,8 +34,8 @@ def write_between(path: Path, body: str, begin: str = BEGIN) -> None:
     write(path, f"{before}{begin}\n\n{body}\n\n{END}{after}")
 
 
-def everything(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:
-    """The generated part of docs/benchmarks.md: all plots, then all tables."""
+def summary(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:
+    """The generated part of docs/benchmarks.md: the plots and the tables of targets."""
     parts = [f"![{_words(p)}]({p.name})" for p in figures]
     parts += ["## Targets", TARGETS, "\n".join(targets.bounds(results, targets.BOUNDS))]
     on_gpu = [result for result in results if result["machine"]["gpu"]]
@@ -44,12 +44,19 @@ def everything(results: list[Result], measured: list[deployed.Measured], figures
     if measured:
         parts += ["## Reduced precision", "\n".join(deployed.bounds(measured))]
         parts += ["\n".join(deployed.decision(measured))]
-        parts += ["\n".join(deployed.tables(measured)).strip()]
+    return "\n\n".join(parts)
+
+
+def everything(results: list[Result], measured: list[deployed.Measured]) -> str:
+    """The generated part of docs/measurements.md: all tables of every machine."""
+    parts = []
     for result in results:
         parts += [f"## {tables.name(result)}", tables.provenance(result)]
         parts += ["\n".join(lines) for lines in (tables.short(result), tables.full(result)) if lines]
         if reasons := tables.left_out(result):
             parts += ["Not timed:", "\n".join(reasons)]
+    if measured:
+        parts += ["## In reduced precision", "\n".join(deployed.tables(measured)).strip()]
     return "\n\n".join(parts)
 
 
@@ -71,10 +78,11 @@ def main() -> None:
     write_between(root / "README.md", "\n".join(tables.decision(results)))
     accuracies = accuracy.table(root / "docs" / "results")
     write_between(root / "README.md", "\n".join(accuracies), ACCURACIES)
-    write_between(root / "docs" / "benchmarks.md", everything(results, measured, figures))
+    write_between(root / "docs" / "benchmarks.md", summary(results, measured, figures))
+    write_between(root / "docs" / "measurements.md", everything(results, measured))
     write_between(root / "docs" / "scale.md", "\n".join(sizing.table(measured)))
     packaged.keep(results, root)
-    pages = "README.md, docs/benchmarks.md, docs/scale.md"
+    pages = "README.md, docs/benchmarks.md, docs/measurements.md, docs/scale.md"
     print(f"wrote {pages}, {packaged.FILE} and {', '.join(p.name for p in figures)}")
 
 

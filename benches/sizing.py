@@ -28,12 +28,13 @@ _HEADS = (
 
 
 def table(measured: Sequence[Measured]) -> list[str]:
-    """A row for each network, batch size, machine and precision; stock and WAE each in its fastest engine.
+    """A row for each network, machine and precision; stock and WAE each in its fastest engine.
 
-    Comparisons during which other programs used the machine are left out.
+    Of several batch sizes only the largest is shown. Comparisons during which other programs used the machine
+    are left out.
     """
     rows = []
-    for comparison, about in quiet(measured):
+    for comparison, about in _largest(quiet(measured)):
         for precision, fastest in _fastest(comparison):
             times = fastest[0].stock.median, fastest[1].wae.median
             rates = [comparison.images / seconds / about["machine"]["threads"] for seconds in times]
@@ -47,6 +48,14 @@ def table(measured: Sequence[Measured]) -> list[str]:
                 ]
             )
     return grid(_HEADS, [*rows, ["any", "a GPU", *["not measured"] * 5]])
+
+
+def _largest(measured: Sequence[Measured]) -> list[Measured]:
+    """The comparisons with the largest batch of their network on their machine."""
+    largest: dict[tuple[str, str], Measured] = {}
+    for entry in sorted(measured, key=lambda m: m.comparison.images):
+        largest[entry.comparison.network, machine(entry.about)] = entry
+    return [entry for entry in measured if entry in largest.values()]
 
 
 def machines(rate: float) -> int:

@@ -9,7 +9,7 @@
 #              and training
 #   ops        benchmarks of single ops, one arithmetic mode after the other
 #   networks   benchmarks of complete networks, one process for each network and batch, and of training steps
-#   report     the tables of docs/benchmarks.md, from benches/results
+#   report     the tables of README and docs, from benches/results
 #   sanitize   compute-sanitizer's four tools on small launches of all kernels
 #   triton     the Triton backend: its op tests, and tune() on two shapes
 #   profile    Nsight Compute on one launch of each kernel, and the compiler's report of resources

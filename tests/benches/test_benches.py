@@ -141,19 +141,21 @@ def test_no_pages_are_written_without_result_files(tmp_path: Path, monkeypatch: 
         report.main()
 
 
-def test_the_page_has_only_parts_with_results() -> None:
+def test_the_pages_have_only_parts_with_results() -> None:
     encode = benchmark("encode", images=1, ours="A", timings={"A": timing(1.0)})
     on_gpu = result(encode) | {"machine": MACHINE | {"gpu": "H100"}}
     target = "encode float16 over the fastest baseline"  # for GPUs
-    plain = report.everything([result(encode)], [], [Path("docs/two_words.png")])
+    plain = report.summary([result(encode)], [], [Path("docs/two_words.png")])
     assert plain.startswith("![two words](two_words.png)\n\n## Targets\n\nCells: ")
     assert target not in plain
     assert "Reduced precision" not in plain
+    assert target in report.summary([on_gpu], [], [])
+    plain = report.everything([result(encode)], [])
+    assert "reduced precision" not in plain
     assert "Not timed" not in plain
     assert "\n\n\n" not in plain  # no empty part
-    assert target in report.everything([on_gpu], [], [])
     encode["left_out"] = {"B": "it is not installed"}
-    assert "Not timed:\n\n- encode" in report.everything([result(encode)], [], [])
+    assert "Not timed:\n\n- encode" in report.everything([result(encode)], [])
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -457,7 +459,7 @@ def run_suite(*arguments: str) -> None:
 
 @pytest.mark.slow  # collecting the suite in a second process imports everything
 def test_a_benchmark_runs_and_its_tables_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for page in ("README.md", "docs/benchmarks.md", "docs/scale.md"):
+    for page in ("README.md", "docs/benchmarks.md", "docs/measurements.md", "docs/scale.md"):
         (tmp_path / page).parent.mkdir(exist_ok=True)
         old = "".join(f"{mark}\nold\n{report.END}\n" for mark in (report.BEGIN, report.ACCURACIES))
         (tmp_path / page).write_text(f"kept\n{old}kept too\n")
@@ -469,12 +471,13 @@ def test_a_benchmark_runs_and_its_tables_are_written(tmp_path: Path, monkeypatch
     (case,) = json.loads(file.read_text())["benchmarks"]
     assert case["timings"]["PyTorch eager"]["median"] > 0
     assert 0 < case["errors"]["wae-kernels"] < 1e-2
-    readme, page = ((tmp_path / name).read_text() for name in ("README.md", "docs/benchmarks.md"))
+    names = "README.md", "docs/benchmarks.md", "docs/measurements.md"
+    readme, page, tables_page = ((tmp_path / name).read_text() for name in names)
     assert readme.startswith("kept\n")
     assert readme.endswith("kept too\n")
     assert "\nold\n" not in readme
     assert "| encode + backward over PyTorch eager | 1.3x |" in page
-    assert "| PyTorch eager, channels_last |" in page
+    assert "| PyTorch eager, channels_last |" in tables_page
     assert (tmp_path / "docs" / "speed.png").stat().st_size > 1000
 
 
