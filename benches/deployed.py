@@ -144,7 +144,7 @@ def tables(measured: Sequence[Measured]) -> list[str]:
     for run, entries in _by_run(measured).items():
         lines += [run, ""]
         rows = [[*_case(c), *row] for c, _ in entries for row in cells(c)]
-        lines += grid(_HEADS, rows) + [""]
+        lines += [*grid(_HEADS, rows), ""]
         left_out = {(name, why): None for c, _ in entries for name, why in c.left_out.items()}
         lines += [line for name, why in left_out for line in (f"Left out: {name}: {why}", "")]
     return lines

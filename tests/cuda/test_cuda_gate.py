@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels: their resources on every target, which docs/cuda.md lists."""
+"""The compiled CUDA kernels: their resources on every target, which docs/cuda-compiled.md lists."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_bound_by_the_tensor_cores(op: str, chip: cuda_gate.Chip) -> None:
 
 @pytest.mark.parametrize("name", cuda_gate.TABLES)
 def test_page_has_this_table(name: str) -> None:
-    """tests/support/cuda_gate.py --write updates docs/cuda.md. Another compiler gives other counts."""
+    """tests/support/cuda_gate.py --write updates the page. Another compiler gives other counts."""
     written = cuda_gate.written(name)
     if f"nvcc {cuda_gate.nvcc_version()}." not in written:
         pytest.skip(f"the table was made with another nvcc than {cuda_gate.nvcc_version()}")

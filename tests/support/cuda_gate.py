@@ -1,7 +1,7 @@
-"""The tables of docs/cuda.md: resources of the compiled CUDA kernels on every target, and the cost of a step.
+"""Tables of the compiled CUDA kernels: their resources on every target, and the cost of a step.
 
 PYTHONPATH=tools python tests/support/cuda_gate.py            # compile all kernels and print the tables
-PYTHONPATH=tools python tests/support/cuda_gate.py --write    # and write them into docs/cuda.md
+PYTHONPATH=tools python tests/support/cuda_gate.py --write    # and write them into docs/cuda*.md
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from wae.storage import files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "cuda.md"
-TABLES = ("compile gate", "steps")
-"""Each is between comments in the page; see between()."""
+TABLES = {"compile gate": ROOT / "docs" / "cuda-compiled.md", "steps": PAGE}
+"""The pages of the tables. Each table is between comments; see between()."""
 TARGETS = (75, 80, 86, 89, 90, 100, 120)
 OPS = ("encode", "decode")
 BACKWARD_OPS = ("encode_backward", "decode_backward")
@@ -291,37 +291,37 @@ def _steps() -> str:
 
 
 def between(name: str) -> tuple[str, str]:
-    """The comments around a table in docs/cuda.md."""
+    """The comments around a table."""
     return f"<!-- {name}: begin (tests/support/cuda_gate.py --write) -->", f"<!-- {name}: end -->"
 
 
 def table(name: str) -> str:
-    """A table of docs/cuda.md, with its comments."""
+    """A table, with its comments."""
     begin, end = between(name)
     made = {"compile gate": _resources, "steps": _steps}[name]()
     return "\n".join([begin, f"Compiled by nvcc {nvcc_version()}.", "", made, end])
 
 
 def written(name: str) -> str:
-    """The table that is in docs/cuda.md now, with its comments."""
+    """The table that is in its page now, with its comments."""
     begin, end = between(name)
-    text = PAGE.read_text(encoding="utf-8")
+    text = TABLES[name].read_text(encoding="utf-8")
     return text[text.index(begin) : text.index(end) + len(end)]
 
 
 def main() -> None:
-    """Print the tables, and with --write put them into the page."""
+    """Print the tables, and with --write put them into their pages."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/cuda.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/")
     write = parser.parse_args().write
-    for name in TABLES:
+    for name, page in TABLES.items():
         made = table(name)
         if write:
-            page = PAGE.read_text(encoding="utf-8").replace(written(name), made)
-            with files.written(PAGE, force=True) as file:
-                file.write(page.encode())
+            text = page.read_text(encoding="utf-8").replace(written(name), made)
+            with files.written(page, force=True) as file:
+                file.write(text.encode())
         sys.stdout.write(made + "\n")
 
 

@@ -61,6 +61,16 @@ def test_statistics_are_means_over_full_batches_of_images_without_augmentation(c
     assert (model.training, model.norm.training, model.norm.momentum) == (True, True, 0.1)
 
 
+def test_images_that_follow_each_other_are_measured_in_different_batches():
+    """They are often alike, as those of a class in a folder, and a batch of them would vary too little."""
+    data, model = noise(32), Small()
+    data.images = (8 * torch.arange(32, dtype=torch.uint8)).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    seen = seen_by(model.norm)
+    remeasure_norms(model, data.plain(), 4)
+    within = torch.stack([images[:, 0, 0, 0].var() for images in seen]).mean()
+    assert within > 0.5 * torch.cat(seen)[:, 0, 0, 0].var()
+
+
 def test_kept_norms_keep_their_statistics():
     model = network().eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
