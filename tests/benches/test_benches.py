@@ -16,7 +16,7 @@ import torch
 from printed_tables import markdown_row
 from programs import run_program
 
-from benches import accuracy, bench_ops, limits, report, result_files, tables, targets
+from benches import accuracy, bench_ops, deployed, limits, report, result_files, sizing, tables, targets
 from benches.classifiers import RUNNERS, cells, forms, make, wanted
 from benches.modules import OURS
 from wae_kernels import backends
@@ -156,6 +156,18 @@ def test_the_pages_have_only_parts_with_results() -> None:
     assert "\n\n\n" not in plain  # no empty part
     encode["left_out"] = {"B": "it is not installed"}
     assert "Not timed:\n\n- encode" in report.everything([result(encode)], [])
+
+
+def test_the_pages_have_the_tables_of_the_kept_results() -> None:
+    folder = report.ROOT / "benches" / "results"
+    results, measured = result_files.shown(folder), deployed.read(folder / deployed.FOLDER)
+    for page, body in (
+        ("README.md", "\n".join(tables.decision(results))),
+        ("docs/benchmarks.md", report.summary(results, measured, [])),
+        ("docs/measurements.md", report.everything(results, measured)),
+        ("docs/scale.md", "\n".join(sizing.table(measured))),
+    ):
+        assert f"\n\n{body}\n\n{report.END}" in (report.ROOT / page).read_text(encoding="utf-8"), page
 
 
 # ------------------------------------------------------------------------------------------------ tables

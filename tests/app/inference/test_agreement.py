@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from wae.inference import precision
-from wae.inference.agreement import DisagreementError
+from wae.inference.agreement import DisagreementError, require_equal
 from wae.inference.deploy import deploy
 from wae.inference.engines import EngineError
 from wae.inference.export import export
@@ -63,6 +63,12 @@ def test_the_tolerance_depends_on_the_float32_precision_that_torch_allows(monkey
     ):
         with allowed(cudnn.conv, "ieee"), allowed(layers, setting):
             assert precision.tolerance(torch.float32, torch.device(device)) == most
+
+
+def test_scores_that_are_nan_agree_with_nothing():
+    scores = torch.tensor([[1.0, torch.nan]])
+    with pytest.raises(DisagreementError, match="differ from the model's by nan"):
+        require_equal("the engine", scores, torch.ones(1, 2), torch.float32)
 
 
 class InPlace(nn.Sequential):
