@@ -20,14 +20,19 @@ from pathlib import Path
 import pytest
 from programs import run_program
 
-from benches import report
+from benches import deployed, report
 from benches.accuracy import table as accuracies_table
 from wae import cli
 from wae.data import photos
 from wae_kernels import backends
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "python").rglob("*.md")])
+PAGES = sorted(
+    [
+        *(page for folder in (ROOT, ROOT / "docs") for page in folder.glob("*.md")),
+        *(page for name in ("python", "tools") for page in (ROOT / name).rglob("*.md")),
+    ]
+)
 READ = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|switch\()\s*["'](\w+)["']""")
 RENDERED = ("docs", "python", "tools")  # by docs/conf.py, and the pages of the root
 SOURCES = ("wae_kernels", "python", "csrc", "tools", "benches", "tests/support/cases.py", "setup.py")
@@ -341,6 +346,29 @@ def test_the_ratios_in_the_first_paragraphs_of_the_readme_are_those_of_its_table
     for ratios in (eager, engine):
         ends = sorted(ratios, key=float)
         assert f"{ends[0]} to {ends[-1]} times as fast" in readme
+
+
+def test_the_ratios_in_int8_in_the_readme_are_those_of_the_results() -> None:
+    measured = deployed.read(report.ROOT / "benches" / "results" / deployed.FOLDER)
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+    def ratios(network: str, machine: str, *batches: int) -> str:
+        """The lowest and the highest of the ratios, or one if they are equal."""
+        found = [
+            row.ratio
+            for comparison, about in measured
+            if comparison.network == network and comparison.images in batches
+            if deployed.machine(about).startswith(machine)
+            for row in comparison.rows
+            if row.precision == "int8"
+        ]
+        return " to ".join(dict.fromkeys(f"{ratio:.1f}" for ratio in (min(found), max(found))))
+
+    (one, eight), (deep, wide) = ([ratios(n, "AMD EPYC", b) for b in (1, 8)] for n in ("resnet50", "vgg16"))
+    assert f"WAE-ResNet50 is {one} times as fast as ResNet50 for one image and {eight} times for" in readme
+    assert f"WAE-VGG16 is {deep} and {wide} times as fast as VGG16" in readme
+    amx = [ratios(network, "Intel(R) Xeon(R) Processor with AMX", 1, 8) for network in ("resnet50", "vgg16")]
+    assert "AMX it is {} times for ResNet50 and {} times for VGG16".format(*amx) in readme
 
 
 def test_the_accuracies_in_the_readme_are_those_of_the_results() -> None:
