@@ -45,11 +45,11 @@ def test_a_side_that_fails_is_left_out_with_the_reason() -> None:
 
 def test_a_side_that_is_not_built_in_time_is_left_out_with_those_after_it() -> None:
     def slow() -> Any:
-        time.sleep(5)
+        time.sleep(60)
 
     began = time.monotonic()
-    ready = prepared({"first": returning(ONES), "slow": slow, "late": returning(ONES)}, budget=0.2)
-    assert time.monotonic() - began < 2
+    ready = prepared({"first": returning(ONES), "slow": slow, "late": returning(ONES)}, budget=1)
+    assert time.monotonic() - began < 30
     assert list(ready.rounds) == ["first"]
     assert ready.left_out["slow"].startswith("not built within")
     assert ready.left_out["late"] == "no time left"
