@@ -79,8 +79,10 @@ class Input:
         """The same input for images of ``size``, with the same part of the image cropped.
 
         If the input is not square, ``size`` is the height, and the aspect ratio is kept. For a (height,
-        width) the full image is scaled to that size.
+        width) the full image is scaled to that size, unless both are equal and this input is cropped.
         """
+        if isinstance(size, tuple) and size[0] == size[1] and not self.is_whole:
+            size = size[0]
         if isinstance(size, tuple):
             return replace(self, size=size[0], resize=size[0], squash=True, width=size[1])
         if size == self.size:

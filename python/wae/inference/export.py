@@ -264,7 +264,7 @@ def metadata(described: Description, size: tuple[int, int], image_dtype: torch.d
     crop. It also has the order of the colours and the range of the values. ``mean`` and ``std`` are 0 and 1,
     because the network's own scale and shift are in the file.
     """
-    input = described.input.of_size((size[0], size[1]) if described.input.is_whole else min(size))
+    input = described.input.of_size(size)
     preprocessing = {
         "resize": [input.resize, input.width or input.resize] if input.squash else input.resize,
         "interpolation": input.interpolation + (", antialiased" if input.interpolation != "nearest" else ""),

@@ -94,9 +94,13 @@ class Front:
 
     def _inputs(self, images: Tensor) -> Sequence[Tensor]:
         images = self._images(images)
-        if self.encoder is None:
-            # PyTorch's engines get a copy: a network may change its input, and must not change the caller's
-            parts: Sequence[Tensor] = (images.to(self.dtype, copy=not self._before_threads),)
+        parts: Sequence[Tensor]
+        if self.encoder is None and self._before_threads:
+            parts = (images.to(self.dtype),)
+        elif self.encoder is None:
+            # PyTorch's engines get a copy: a network may change its input, and must not change the caller's.
+            # Where a size is 1, the caller's stride, which may be any, would not be the one compiled for.
+            parts = (images.to(self.dtype, memory_format=self.memory_format, copy=True),)
         else:
             parts = self.encoder(images, self.image_scale, self.image_shift, *self._wanted)
             parts = [x.to(self.dtype) if x.is_floating_point() else x for x in parts]

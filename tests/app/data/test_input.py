@@ -92,7 +92,9 @@ def test_another_size_keeps_the_crop_and_the_aspect_ratio():
     same = Input(28, 29)
     assert same.of_size(28) is same
     assert Input(224, 255).of_size(100) == Input(100, 114)  # 113.8
+    assert Input(224, 256).of_size((112, 112)) == Input(112, 128)  # --size 112x112 is --size 112
     assert whole(1000, 3).of_size(100) == whole(100, 1)
+    assert whole(1000, 3).of_size((50, 50)) == whole(50, 50)
     assert whole(360, 480).of_size(180) == whole(180, 240)
 
 

@@ -127,6 +127,8 @@ def test_metadata_says_how_to_prepare_images():
     assert expected.items() <= json.loads(says["input"]).items()
     larger = json.loads(export.metadata(DESCRIBED, (224, 224), torch.uint8)["input"])
     assert larger["resize"] == round(224 * 50 / 48)  # the same share is cut off
+    wide = json.loads(export.metadata(DESCRIBED, (48, 96), torch.uint8)["input"])
+    assert wide["resize"] == wide["crop"] == [48, 96]  # no part of a square photo has this shape
     assert "labels" not in export.metadata(Description("wae_vgg16", 3), (224, 224), torch.uint8)
 
 

@@ -76,6 +76,21 @@ def test_an_encoder_without_a_kernel_keeps_pytorchs_threads(width, threads, monk
     assert seen == [threads]
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_an_engine_gets_the_strides_it_was_compiled_for(memory_format):
+    """Also where a size is 1, and the caller's stride may be any: compiled code compares them."""
+    like = torch.ones(1)
+    front = Front(None, like, None, None, torch.float32, memory_format)
+    for images in (
+        torch.rand(6, 8, 3).permute(2, 0, 1)[None],  # one photo, H x W x C
+        torch.rand(4, 3, 6, 8)[::2][:1],
+        torch.rand(2, 3, 1, 16)[..., ::2],
+    ):
+        (given,) = front(images)
+        assert torch.equal(given, images)
+        assert given.stride() == torch.empty(images.shape, memory_format=memory_format).stride()
+
+
 def test_the_encoder_returns_the_engines_dtype_and_memory_format():
     """Nothing is cast or copied between the two."""
     affine, images = (torch.ones(3), torch.zeros(3)), photos(2)

@@ -128,19 +128,32 @@ _QUIET = {"autotune_num_choices_displayed": 0, "max_autotune_report_choices_stat
 """Without these, tuning prints a table of times for each layer."""
 
 
+def _on_inputs(guards: Sequence[Any]) -> list[bool]:
+    """Which of ``guards`` compiled code checks in a call: only those on its inputs.
+
+    The network does not change. By the others, a call within inference mode, with another number of threads
+    or with another default dtype would compile everything again, without freezing, and the eighth would fail.
+    """
+    return [
+        guard.guard_type == "SHAPE_ENV"
+        or (guard.guard_type == "TENSOR_MATCH" and not isinstance(guard.value, nn.Parameter))
+        for guard in guards
+    ]
+
+
 def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     def forward(*tensors: Tensor) -> Any:
         return module(*tensors)
 
     # PyTorch limits the recompilations of a code object, so each module gets its own.
     forward.__code__ = forward.__code__.replace()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"guard_filter_fn": _on_inputs}
     on_gpu = inputs[0].is_cuda
     if on_gpu:
-        options = {"max_autotune": True, **_QUIET}
+        options |= {"max_autotune": True, **_QUIET}
     elif any(isinstance(m, nn.Linear) and m.weight.numel() >= _MANY_WEIGHTS for m in module.modules()):
         # for few images a generated FC layer reads its weights from memory twice as fast as MKL's
-        options = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", **_QUIET}
+        options |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", **_QUIET}
     compiled: Run = torch.compile(
         forward, fullgraph=True, dynamic=None if dynamic else False, options=options
     )
@@ -206,7 +219,7 @@ def _captured(function: Run, inputs: Sequence[Tensor]) -> Run:
 
 def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     importlib.import_module("torch_tensorrt")  # registers the backend
-    options: Any = {"enabled_precisions": {inputs[0].dtype}}
+    options: Any = {"enabled_precisions": {inputs[0].dtype}, "guard_filter_fn": _on_inputs}
     compiled: Run = torch.compile(module, backend="torch_tensorrt", dynamic=dynamic, options=options)
     return compiled
 

@@ -47,6 +47,45 @@ def test_compiled_networks_are_frozen_and_do_not_share_a_recompile_limit():
             assert_close(run(*inputs), expected)
 
 
+@contextmanager
+def with_threads(number):
+    """As ``torch.set_num_threads``, which a program may also call after a network was deployed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def with_default_dtype(dtype):
+    """As ``torch.set_default_dtype``."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.slow
+def test_compiled_code_runs_whatever_is_set_around_a_call(stock):
+    """Compiled again, it would not be frozen. With this limit that is an error."""
+    images = photos(1).float()
+    expected = stock(images)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        deployed = deploy(stock, SIZE, engine="compile")
+        for around in (
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16),
+            torch.device("cpu"),
+            with_threads(torch.get_num_threads() + 1),
+            with_default_dtype(torch.float64),
+        ):
+            with around:
+                assert_close(deployed(images), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # of torch 2.10 itself
 def test_matrices_with_many_weights_are_tuned_without_output(monkeypatch, capfd):
