@@ -43,6 +43,18 @@ class HeadFirst(nn.Sequential):
         return head(nn.Sequential(*body)(image))
 
 
+class WithChangedScores(nn.Module):
+    """``network`` with ``change`` applied to its scores, in evaluation mode."""
+
+    def __init__(self, network, change):
+        super().__init__()
+        self.network, self.change = network, change
+        self.eval()
+
+    def forward(self, images):
+        return self.change(self.network(images))
+
+
 def with_statistics(model):
     """Give BatchNorms statistics as after training, so that results change if one is left out."""
     with torch.no_grad():

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import run
+from pickles import RunsCode
 from PIL import Image
 from printed_tables import rich_cells
 from rich.console import Console
@@ -487,13 +488,6 @@ def test_fewer_than_two_classes_are_refused(train, tmp_path, capsys, labels, mes
     assert train(data=folder) == 1
     assert message in errors(capsys)
     assert not (tmp_path / "out").exists()
-
-
-class RunsCode:
-    """Its pickle runs code when it is loaded."""
-
-    def __reduce__(self):
-        return (pytest.fail, ("the pickle was read",))
 
 
 def weights(path, classes=3, network="tiny"):

@@ -5,7 +5,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import SIZE, assert_close, needs, photos, with_own_forward, with_statistics
+from small_networks import (
+    SIZE,
+    WithChangedScores,
+    assert_close,
+    needs,
+    photos,
+    with_own_forward,
+    with_statistics,
+)
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -200,15 +208,8 @@ def test_the_models_assertion_about_a_size_is_reported(stock):
     ids=["dict", "classes"],
 )
 def test_a_model_that_returns_no_scores_is_refused(change, said, stock, tmp_path):
-    class Changed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = stock
-
-        def forward(self, images):
-            return change(self.network(images))
-
+    network = WithChangedScores(stock, change)
     with pytest.raises(ValueError, match=said):
-        deploy(Changed().eval(), SIZE, engine="eager")
+        deploy(network, SIZE, engine="eager")
     with pytest.raises(ValueError, match=said):
-        export(Changed().eval(), tmp_path / "a", "torch", SIZE)
+        export(network, tmp_path / "a", "torch", SIZE)

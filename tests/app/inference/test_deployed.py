@@ -17,6 +17,7 @@ from small_networks import (
     QUICK,
     SIZE,
     Body,
+    WithChangedScores,
     assert_close,
     needs,
     photos,
@@ -89,16 +90,9 @@ def test_a_network_other_than_wae(engine, stock):
 )
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_results_in_another_dtype_or_of_a_data_dependent_size(engine, change, stock):
-    class Changed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = stock
-
-        def forward(self, images):
-            return change(self.network(images))
-
     needs(engine)
-    deployed, images = deploy(Changed().eval(), SIZE, engine=engine), torch.randn(1, 3, *SIZE)
+    deployed = deploy(WithChangedScores(stock, change), SIZE, engine=engine)
+    images = torch.randn(1, 3, *SIZE)
     scores = deployed(images)
     assert scores.dtype == torch.float32  # as the parameters'
     kept = scores.clone()

@@ -12,6 +12,7 @@ import tiny_original
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pickles import RunsCode
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_classifier import tiny
@@ -342,16 +343,9 @@ def test_invalid_recipes_are_refused(tmp_path, recipe, message):
     assert len(str(caught.value)) < 400
 
 
-class Runs:
-    """Its pickle runs code when it is loaded."""
-
-    def __reduce__(self):
-        return (pytest.fail, ("the pickle was read",))
-
-
 def torch_file():
     stream = io.BytesIO()
-    torch.save(Runs(), stream)
+    torch.save(RunsCode(), stream)
     return stream.getvalue()
 
 
@@ -366,7 +360,7 @@ def torch_file():
         (b"<!doctype html>", "it is a web page"),
         (torch_file(), "it is a pickle, which can run code and is never read"),
         *(
-            (pickle.dumps(Runs(), n), "it is a pickle, which can run code and is never read")
+            (pickle.dumps(RunsCode(), n), "it is a pickle, which can run code and is never read")
             for n in range(2, 6)
         ),
     ],
