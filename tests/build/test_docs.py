@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from programs import run_program
@@ -446,3 +447,59 @@ def test_the_accuracies_of_the_acceleration_are_those_it_recorded() -> None:
         ("SGD, distilled with mirror images: chosen | {} |", found[f"{name} 1, mirrored, sgd"]),
     ):
         assert row.format(f"{100 * accuracy:.2f} %") in page
+
+
+def kept(name: str) -> dict[str, Any]:
+    """A file in benches/results."""
+    found: dict[str, Any] = json.loads((ROOT / "benches" / "results" / f"{name}.json").read_bytes())
+    return found
+
+
+def sentences() -> Iterator[tuple[str, str]]:
+    """Pages, and what they must say by the kept results, without line breaks."""
+    for name in ("onnxruntime-float32", "openvino-float32", "compile-float32", "openvino-int8"):
+        memory = kept(f"load/wae_vgg16-{name}-8")["megabytes"]
+        yield "deploy.md", f" | {memory['private']} MB | {memory['peak']} MB |"
+    loaded = kept("load/wae_resnet50-onnxruntime-int8-1")
+    peak, files = loaded["megabytes"]["peak"], loaded["megabytes"]["files"]
+    yield "deploy.md", f"one image: {loaded['seconds']:.2f} s from the call of `load_deployed`"
+    yield "deploy.md", f"at most {peak} MB beyond what importing torch takes, for {files} MB of files"
+    clothes = kept("precision/fashion-mnist-openvino")
+    yield "deploy.md", f"in float32, and {clothes['int8']:.2%}".replace("%", " %")
+    encoder = kept("precision/encoder-int8")
+    photos = [photo["int8 against float32"] for photo in encoder["decoded photos"].values()]
+    yield "network.md", f"They are {min(photos):.1f} to {max(photos):.1f} dB from those of float32"
+    yield "network.md", f"{statistics.fmean(photos):.1f} on average"
+    accuracies = (f"{100 * encoder['Fashion-MNIST'][precision]:.2f} %" for precision in ("float32", "int8"))
+    yield "network.md", "accuracy of {} in float32 and {} with".format(*accuracies)
+    for name, row in (("ray", "Ray"), ("plain loop", "the plain loop")):
+        loop = kept("scale/ray-overhead")[name]
+        yield "scale.md", f"| {row} | {loop['images_per_second']:.1f} | {loop['start']:.2g} s |"
+    included, trained = (kept(f"autoencoder/imagenette-{name}") for name in ("included", "trained"))
+    theirs = trained["training's linear"]
+    yield "photos.md", f"transform of the training photos | {theirs:.2f} dB"
+    yield "photos.md", f"linear transform of each photo | {trained['own linear']:.2f} dB"
+    yield "photos.md", f"other photos | {included['psnr']:.2f} dB | {included['energy']:.1f} %"
+    yield "photos.md", f"24,000 steps | **{trained['psnr']:.2f} dB** | {trained['energy']:.1f} %"
+    yield "photos.md", f"better than it on {100 * trained['share']:.1f} % of the photos"
+    yield "photos.md", f"and better on {100 * included['share']:.1f} %"
+    (calls,) = kept("calls/amd-epyc-cpu-avx512-1-threads.short")["benchmarks"]
+    took = {side: 1e6 * timing["median"] for side, timing in calls["timings"].items()}
+    empty, bare = "an empty op of the same schema", "an empty op, no mode entered"
+    for row, side, nothing in (
+        ("`Encoder`, no gradients", "module", empty),
+        (
+            "`Encoder`, in `torch.no_grad` throughout",
+            "module, no mode entered",
+            bare,
+        ),
+        ("`Encoder`, with gradients", "module, with gradients", empty),
+        ("`Encoder`, inside autocast (no gradients)", "module, autocast", "an empty op, autocast"),
+    ):
+        yield "kernels.md", f"| {row} | {took[side] - took[nothing]:.1f} |"
+
+
+def test_pages_have_the_figures_of_the_kept_results() -> None:
+    for page, sentence in sentences():
+        text = " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+        assert sentence in text, (page, sentence)
