@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ from .input import Input, evaluation_resize, whole
 from .photos import digits
 from .segmentation import SegmentationFolder, held_out, holds_segmentation, segmentation_folder
 from .shards import Shards, is_sharded, shards
+
+_FILES_OF_WORKER = 8  # that the main process opens at most: 2 pipes of 2 ends, and 2 batches of 2 tensors
+_FILES = 16  # that it opens besides, or that a worker opens; 6 were counted
 
 
 def open_dataset(
@@ -216,7 +220,8 @@ class Batches:
     """The result of :func:`batches`: it has a length and can be iterated over repeatedly.
 
     Raises:
-        ImageError, DatasetError: while iterating, as the data set does, whichever process reads.
+        ImageError, DatasetError: while iterating, as the data set does, whichever process reads; or the
+            workers need more open files or shared memory than they can have.
     """
 
     def __init__(self, dataset: Dataset, epoch: int, shares: _Shares, workers: int, pinned: bool) -> None:
@@ -229,6 +234,8 @@ class Batches:
         return len(self._shares)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._workers:
+            _allow_files(self._workers)
         loader: DataLoader[Any] = DataLoader(
             self._reader,  # type: ignore[arg-type]  # its index is a list of indices
             batch_size=None,
@@ -266,6 +273,24 @@ class _Reader:
             return images, labels, failed
         except (ImageError, DatasetError) as error:
             return error
+
+
+def _allow_files(workers: int) -> None:
+    """Raise this process's limit of open files if ``workers`` need more and the system permits it.
+
+    Each tensor that a worker has read is an open file until it is freed. If a worker can open no more, it
+    drops a batch, for which the main process waits forever. So DatasetError is raised before any starts.
+    """
+    needed = len(os.listdir("/dev/fd")) + _FILES + _FILES_OF_WORKER * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise DatasetError(
+            f"workers: {workers} may need {needed} open files, and the limit is {hard} (`ulimit -n`); fewer "
+            "workers need fewer"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _share(*tensors: Tensor) -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import resource
 import signal
 
 import pytest
@@ -294,6 +295,24 @@ def test_full_shared_memory_is_an_error(monkeypatch, start_method):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_more_workers_than_files_can_be_open_are_refused(monkeypatch):
+    """With too few, PyTorch's workers dropped batches, and the loader hung or printed tracebacks."""
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (30, 46))
+    with pytest.raises(DatasetError, match=r"^workers: 8 may need \d+ open files, and the limit is 46 \(`ul"):
+        batch_labels(Indices(4), 2, 0, 0, False, workers=8)
+    assert batch_labels(Indices(4), 2, 0, 0, False) == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("start_method", [pytest.param("fork", marks=with_workers)], indirect=True)
+def test_the_limit_of_open_files_is_raised_for_the_workers(start_method):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 4, before[1]))
+    try:
+        assert batch_labels(Indices(8), 1, 0, 0, False, workers=4) == [[number] for number in range(8)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 class Refusing(Indices):
