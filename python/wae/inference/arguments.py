@@ -64,7 +64,8 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
     """Raise TypeError or ValueError unless ``model`` can be run on ``batch`` images of ``size``.
 
     The model must be a module in evaluation mode. Its parameters must be on one device, the first of them in
-    a dtype of :data:`wae.inference.precision.DTYPES`; its parameters and buffers must be finite.
+    a dtype of :data:`wae.inference.precision.DTYPES`; its parameters and buffers must be finite: see
+    :func:`wae.models.finite.not_finite`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -81,7 +82,7 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
     dtype = first_parameter(model).dtype
     if dtype not in DTYPES.values():
         raise ValueError(f"model must compute in one of {', '.join(map(str, DTYPES.values()))}, got {dtype}")
-    if name := not_finite(dict((*model.named_parameters(), *model.named_buffers()))):
+    if name := not_finite(model):
         raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
     if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
         raise ValueError(f"size must be (H, W), two integers of at least 1, got {size}")

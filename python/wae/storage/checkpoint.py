@@ -130,7 +130,7 @@ def save_classifier(
     decoder = getattr(model, "decoder", None) is not None
     if not described.is_own and _shapes(model) != _shapes(_without_memory(described, decoder)):
         raise ValueError(f"model must be a {network} with {counted(classes, 'class')}, got other parameters")
-    if name := not_finite(model.state_dict()):  # such a file could not be loaded
+    if name := not_finite(model):  # such a file could not be loaded
         raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
     recipe = {
         **(made or {}),

@@ -144,7 +144,7 @@ def put(path: Path | str, model: nn.Module, tensors: Mapping[str, Tensor], stric
     versioned = OrderedDict(tensors)
     setattr(versioned, "_metadata", getattr(model.state_dict(), "_metadata"))  # noqa: B009, B010 (not typed)
     model.load_state_dict(versioned, strict)
-    if name := not_finite(model.state_dict()):
+    if name := not_finite(model):
         raise CheckpointError(f"{path}: {name} has numbers that are not finite")
 
 

@@ -57,12 +57,15 @@ def running_average(model: nn.Module, stage: Stage) -> AveragedModel | None:
     if not stage.ema:
         return None
     decayed = get_ema_multi_avg_fn(stage.ema)
+    has_masks = any(buffer.isinf().any() for buffer in model.buffers())
 
     def averaged(averages: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         """Average tensors of one dtype. Integers are copied: an averaged index would end up one too low."""
-        if averages[0].is_floating_point():
-            decayed(averages, current, count)
-        else:
+        if not averages[0].is_floating_point():
             torch._foreach_copy_(averages, current)
+            return
+        decayed(averages, current, count)
+        for average, now in zip(averages, current, strict=True) if has_masks else ():
+            average.copy_(now.where(now.isinf(), average))  # the average of two infinite numbers is NaN
 
     return AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
