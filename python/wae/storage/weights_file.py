@@ -3,8 +3,9 @@
 :mod:`wae.storage.checkpoint` adds what is needed to build the model. Files are not trusted: shapes and dtypes
 of tensors are checked before they are used, and no more memory is allocated than the file has bytes.
 
-A checkpoint from which training can resume also holds the optimizer's tensors, under ``optimizer.``, and
-those of a moving average of the weights, if there is one, under ``average.``.
+A checkpoint from which training can resume also holds the optimizer's tensors, under ``optimizer.``, those of
+a moving average of the weights, if there is one, under ``average.``, and the record of its epochs, the bytes
+of JSON Lines, as the tensor ``record.``, because it may become longer than a recipe.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from wae.errors import WaeError
 from wae.models.finite import not_finite
-from wae.wording import shown
+from wae.wording import first_line, shown
 
 from .files import no_file, written
 from .signatures import recognised
@@ -30,6 +31,7 @@ from .signatures import recognised
 MAX_RECIPE = 1 << 22
 """The most characters of a recipe: parsed, nested JSON takes many times its length in memory."""
 _OPTIMIZER, _AVERAGE = "optimizer.", "average."
+_RECORD = "record."  # no tensor of a model has a name that ends with a dot
 WEIGHTS = Path(__file__).parent.parent / "weights"
 """The folder of the weights that come with this package."""
 AUTOENCODER, CLASSIFIER = WEIGHTS / "autoencoder.safetensors", WEIGHTS / "fashion-mnist.safetensors"
@@ -57,6 +59,7 @@ def save(
     optimizer: torch.optim.Optimizer | None = None,
     force: bool = False,
     average: nn.Module | None = None,
+    record: bytes | bytearray = b"",
 ) -> None:
     """Write the states of a model, and of its optimizer and moving average, completely or not at all.
 
@@ -67,6 +70,7 @@ def save(
         optimizer: the optimizer of ``model``, or None.
         force: replace a file that is there.
         average: the moving average of ``model``, or None.
+        record: JSON objects, each in a line, of any number: see :func:`read_record`.
 
     Raises:
         FileExistsError: there is a file at ``path`` and ``force`` is false.
@@ -83,6 +87,8 @@ def save(
         tensors |= _prefixed(_OPTIMIZER, _optimizer_tensors(model, optimizer))
     if average is not None:
         tensors |= _prefixed(_AVERAGE, average.state_dict())
+    if record:
+        tensors[_RECORD] = torch.frombuffer(bytearray(record), dtype=torch.uint8)
     with written(Path(path), force) as file:
         file.write(to_bytes(_apart(tensors), {"recipe": text}))
 
@@ -106,7 +112,8 @@ def load(
     recipe = read_header(path).recipe
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = [name for name in file.keys() if name != _RECORD]  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:  # a dtype that torch does not have
         raise CheckpointError(f"{path}: its tensors cannot be read ({error})") from None
     parts: dict[str, dict[str, Tensor]] = {"": {}, _OPTIMIZER: {}, _AVERAGE: {}}
@@ -151,6 +158,21 @@ def put(path: Path | str, model: nn.Module, tensors: Mapping[str, Tensor], stric
 def read_recipe(path: Path | str) -> dict[str, Any]:
     """The recipe of the weights in ``path``. Raises CheckpointError if the file is missing or damaged."""
     return read_header(path).recipe
+
+
+def read_record(path: Path | str) -> list[dict[str, Any]]:
+    """The JSON objects in the record that :func:`save` wrote; none if the file has no record.
+
+    Raises CheckpointError if the file is missing or damaged.
+    """
+    if _RECORD not in read_header(path).shapes:
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            lines = bytes(file.get_tensor(_RECORD).numpy()).splitlines()
+        return [_recipe(line.decode()) for line in lines]
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its record cannot be read ({first_line(error)})") from None
 
 
 def _check(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:

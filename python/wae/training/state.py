@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +39,10 @@ class Epoch:
         """The record as JSON data."""
         return {**asdict(self), "accuracy": self.accuracy and self.accuracy._asdict()}
 
+    def as_line(self) -> bytes:
+        """The record as a line of JSON, for :func:`read_epoch`."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
 
 @dataclass
 class State:
@@ -47,7 +52,7 @@ class State:
     stage: int = 0
     epoch: int = 0  # the next one to train
     scaler: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # only in checkpoints of old versions
     data: dict[str, Any] = field(default_factory=dict)  # the fingerprint; {} in checkpoints of old versions
     sources: dict[str, str] = field(default_factory=dict)  # likewise
 
@@ -97,7 +102,7 @@ def check_same(
 
 
 def read_epoch(entry: Mapping[str, Any]) -> Epoch:
-    """An entry of a checkpoint's history. Raises as :func:`checked` does."""
+    """An entry of a checkpoint's record. Raises as :func:`checked` does."""
     accuracy = entry["accuracy"]
     kinds = {len(kind._fields): kind for kind in (Accuracy, PixelAccuracy)}
     epoch = Epoch(**{**entry, "accuracy": accuracy and kinds[len(accuracy)](*accuracy)})

@@ -7,7 +7,6 @@ which is written after each epoch, takes the same steps as one that was never st
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
@@ -42,8 +41,6 @@ from .plan import Plan, Stage
 from .processes import gathered, rank_and_world, summed
 from .sparsity import Masks
 from .state import Epoch, State, checked, read_epoch
-
-_RECORD = 600  # characters of an epoch's record in a checkpoint, at most
 
 
 class TrainingError(WaeError, RuntimeError):
@@ -168,6 +165,7 @@ class _Run:
                 f"{type(training).__name__} has no method plain (see wae.data.dataset.Dataset)"
             )
         self.history: list[Epoch] = []
+        self.record = bytearray()  # of the history, for the checkpoint
         self.data = {} if state is None else fingerprint(training)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=plan.precision == "float16" and self.device.type == "cuda"
@@ -178,7 +176,6 @@ class _Run:
             reached = self._reached()
         else:
             reached = State(self.plan.as_dict())
-            self._check_room()
             self._save(0, 0, None, None)
         self.observer.begin(self.plan, list(self.history))
         for stage in range(reached.stage, len(self.plan.stages)):
@@ -211,6 +208,7 @@ class _Run:
                     raise self._diverged(f"the loss of the test images is {accuracy.loss:g} {where}")
                 record = Epoch(number, stage.kind, epoch, losses, accuracy, time.monotonic() - started)
                 self.history.append(record)
+                self.record += record.as_line()
                 if average is not None and last:
                     self.model.load_state_dict(average.module.state_dict())
                 self._save(number + last, 0 if last else epoch + 1, optimizer, None if last else average)
@@ -382,23 +380,16 @@ class _Run:
 
     # ------------------------------------------------------------------------------------- checkpoints
 
-    def _check_room(self) -> None:
-        """Raise ValueError if the last epochs' checkpoints could not be written: they record all before."""
-        epochs = sum(stage.epochs for stage in self.plan.stages)
-        state = State(self.plan.as_dict(), data=self.data, sources=self.sources)
-        room = (weights_file.MAX_RECIPE - len(json.dumps(asdict(state), indent=1))) // _RECORD
-        if self.state and epochs > room:
-            raise ValueError(f"epochs: a checkpoint can record {room:,}, the plan has {epochs:,} in all")
-
     def _save(
         self, stage: int, epoch: int, optimizer: torch.optim.Optimizer | None, average: AveragedModel | None
     ) -> None:
         if self.state and self.rank == 0:
-            history = [asdict(entry) for entry in self.history]
             scaler = self.scaler.state_dict()
-            state = State(self.plan.as_dict(), stage, epoch, scaler, history, self.data, self.sources)
+            state = State(self.plan.as_dict(), stage, epoch, scaler, data=self.data, sources=self.sources)
             kept = None if average is None else average.module
-            weights_file.save(self.state, self.model, asdict(state), optimizer, force=True, average=kept)
+            weights_file.save(
+                self.state, self.model, asdict(state), optimizer, force=True, average=kept, record=self.record
+            )
         if self.world > 1:
             dist.barrier()
 
@@ -408,7 +399,11 @@ class _Run:
         try:
             made = weights_file.read_recipe(self.state)
             reached = checked(self.state, made, self.plan, self.data, self.sources)
-            self.history = [read_epoch(entry) for entry in reached.history]
+            entries = reached.history or weights_file.read_record(self.state)
+            self.history = [read_epoch(entry) for entry in entries]
+            self.record = bytearray().join(epoch.as_line() for epoch in self.history)
+            if len(self.history) != reached.epoch + sum(s.epochs for s in self.plan.stages[: reached.stage]):
+                raise ValueError("history")
             if reached.scaler:
                 self.scaler.load_state_dict(reached.scaler)
         except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError):

@@ -37,5 +37,5 @@ def test_the_losses_are_those_of_the_cpu(precision: str, tmp_path: Path) -> None
 def test_processes_give_the_losses_of_one_on_the_cpu(tmp_path: Path) -> None:
     """With one GPU there is one process, which sums over itself."""
     run_in_processes(min(2, torch.cuda.device_count()), tmp_path, "cuda")
-    found = [epoch["losses"]["loss"] for epoch in weights_file.read_recipe(tmp_path / "fixed")["history"]]
+    found = [epoch["losses"]["loss"] for epoch in weights_file.read_record(tmp_path / "fixed")]
     assert found == pytest.approx(losses(run(FIXED)[1]), rel=0.1)

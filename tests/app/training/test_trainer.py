@@ -27,6 +27,7 @@ from wae.training.losses import energy_ratio, mimic_loss, transform_loss
 from wae.training.objective import Objective, trained
 from wae.training.plan import Plan, Stage
 from wae.training.sparsity import Masks
+from wae.training.state import Epoch
 from wae.training.trainer import DivergedError, Observer, TrainingError, train
 from wae_kernels.nn import Decoder, Encoder
 
@@ -414,12 +415,40 @@ def test_only_the_first_stage_has_a_linear_start(monkeypatch):
     assert fitted == [1]
 
 
-def test_more_epochs_than_a_checkpoint_can_record_are_refused(tmp_path):
-    """Every checkpoint repeats the records of all epochs: a training once stopped after 10,000 of them."""
-    stages = (replace(JOINT, epochs=2), replace(JOINT, epochs=10**4))
-    with pytest.raises(ValueError, match=r"^epochs: a checkpoint can record 6,\d\d\d, the plan has 10,002"):
-        run(Plan("tiny", stages, batch=8), state=tmp_path / "state")
-    assert not any(tmp_path.iterdir())
+def test_a_record_of_any_length_is_kept(tmp_path):
+    """The metadata, which held it, may have 4 MiB: a training once stopped after 10,000 epochs."""
+    path, plan = tmp_path / "state", only(replace(JOINT, epochs=10**5))
+    with suppress(KeyboardInterrupt):
+        run(plan, state=path, observer=StopAt(2))
+    (entry,) = weights_file.read_record(path)
+    record = b"".join(Epoch(**{**entry, "epoch": epoch}).as_line() for epoch in range(20_000))
+    recipe, optimizer = weights_file.read_recipe(path), load_file(path)
+    tensors = {**optimizer, "record.": torch.frombuffer(bytearray(record), dtype=torch.uint8)}
+    path.write_bytes(to_bytes(tensors, {"recipe": json.dumps({**recipe, "epoch": 20_000})}))
+    with suppress(KeyboardInterrupt):
+        run(plan, state=path, resume=True, observer=StopAt(2))
+    assert [entry["epoch"] for entry in weights_file.read_record(path)] == [*range(20_001)]
+
+
+@pytest.mark.parametrize("record", [b"", b"{}\n", b"[]\n", b"1\n\xff\n"])
+def test_a_checkpoint_whose_record_is_missing_or_damaged_is_refused(tmp_path, record):
+    path = tmp_path / "state"
+    run(PLAN, state=path)
+    weights_file.save(path, network(), weights_file.read_recipe(path), force=True, record=record)
+    with pytest.raises(CheckpointError, match=r"^\S+state: (this is not the checkpoint|its record cannot)"):
+        run(PLAN, state=path, resume=True)
+
+
+def test_the_history_in_a_checkpoint_of_an_older_version_is_kept(tmp_path):
+    path = tmp_path / "state"
+    with suppress(KeyboardInterrupt):
+        run(PLAN, state=path, observer=StopAt(4))
+    recipe, tensors = weights_file.read_recipe(path), load_file(path)
+    recipe["history"] = weights_file.read_record(path)
+    del tensors["record."]
+    path.write_bytes(to_bytes(tensors, {"recipe": json.dumps(recipe)}))
+    assert len(run(PLAN, state=path, resume=True)[1]) == 6
+    assert weights_file.read_record(path)[:3] == recipe["history"]
 
 
 def test_workers_load_training_and_test_images(monkeypatch):
@@ -729,10 +758,14 @@ def test_absurd_values_in_a_checkpoint_raise_only_checkpoint_errors(tmp_path):
         network(), plan, image_set(), image_set(augment=False), path, {}, None, Observer(), 0, "cpu", None
     )
     refused = []
-    for place in places(recipe):
-        for value in ABSURD:
-            content = json.dumps(replaced(recipe, place, value))
-            path.write_bytes(to_bytes(tensors, {"recipe": content}))
+    whole = {"recipe": recipe, "record": weights_file.read_record(good)}
+    for place in places(whole):
+        for value in ABSURD if place else ():
+            made = replaced(whole, place, value)
+            lines = made["record"] if isinstance(made["record"], list) else [made["record"]]
+            record = bytearray("\n".join(map(json.dumps, lines)).encode() or b"\n")
+            tensors["record."] = torch.frombuffer(record, dtype=torch.uint8)
+            path.write_bytes(to_bytes(tensors, {"recipe": json.dumps(made["recipe"])}))
             try:
                 run_._reached()
             except CheckpointError as error:
@@ -822,6 +855,7 @@ def test_resume_needs_the_same_data(tmp_path):
     assert len(train(network(), only(JOINT), same, test, state=path, resume=True)) == 2
 
     recipe = weights_file.read_recipe(path)  # as older versions wrote it, without the data
+    recipe["history"] = weights_file.read_record(path)
     del recipe["data"]
     weights_file.save(path, network(), recipe, force=True)
     known = {"--weights": "a digest"}
@@ -963,7 +997,7 @@ def shared(tmp_path_factory):
 @pytest.mark.slow  # three processes that import torch
 def test_two_processes_give_the_losses_of_one(shared):
     """If nothing depends on the statistics of a batch, the sums are the same, in another order."""
-    two = [epoch["losses"] for epoch in weights_file.read_recipe(shared / "fixed")["history"]]
+    two = [epoch["losses"] for epoch in weights_file.read_record(shared / "fixed")]
     one = [epoch.losses for epoch in run(FIXED)[1]]
     assert len(one) == len(two) == 6
     for a, b in zip(one, two, strict=True):
@@ -974,7 +1008,7 @@ def test_two_processes_give_the_losses_of_one(shared):
 @pytest.mark.filterwarnings("ignore:.* images could not be read")
 def test_two_processes_with_unequal_shares_give_the_losses_of_one(shared):
     """If some images are left out, the others count the same, whichever process has them."""
-    two = [epoch["losses"] for epoch in weights_file.read_recipe(shared / "gaps")["history"]]
+    two = [epoch["losses"] for epoch in weights_file.read_record(shared / "gaps")]
     one = [epoch.losses for epoch in run(FIXED, data=with_gaps(image_set()))[1]]
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
@@ -985,6 +1019,6 @@ def test_two_processes_with_unequal_shares_give_the_losses_of_one(shared):
 def test_the_accuracy_counted_by_two_processes_is_that_of_the_saved_weights(shared, name):
     """Even if each process has its own BatchNorm statistics."""
     model = network()
-    recipe = weights_file.load(shared / name, model)
+    weights_file.load(shared / name, model)
     loss = evaluate(model, image_set(augment=False)).loss
-    assert recipe["history"][-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
+    assert weights_file.read_record(shared / name)[-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
