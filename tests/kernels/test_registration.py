@@ -795,6 +795,25 @@ def test_changed_weights_take_effect_at_once(cell: Cell, change: Callable[[wae_n
         assert_close(out, ref, limit)
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=str
+)  # compared in place, and as a copy
+@pytest.mark.parametrize(("op", "images"), [("encode", 1), ("decode", 2), ("decode_scores", 2)])
+def test_every_parameter_takes_effect_at_once(cell: Cell, op: str, images: int, dtype: torch.dtype) -> None:
+    arguments = arguments_of(op, device=cell.device, dtype=dtype)
+    parameters = range(images, images + (8 if op == "decode_scores" else 10))
+
+    def results(arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+        return as_tuple(getattr(torch.ops.wae, op)(*arguments))
+
+    for number in parameters:
+        changed = arguments[number].clone()
+        changed[-1] += 1
+        before = results(arguments)
+        after = results([*arguments[:number], changed, *arguments[number + 1 :]])
+        assert not all(map(torch.equal, before, after)), number
+
+
 def test_weights_in_reused_memory_take_effect_at_once(cell: Cell) -> None:
     """A new model at the addresses of a deleted one, with version counters that start from zero again."""
     limit = tolerance(torch.float32, backends.backend_for(cell.device), cell.device)
