@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.folding import fold
 
@@ -238,6 +239,27 @@ def test_what_torch_fx_traces_wrongly_is_not_folded():
         folded = fold(network, images)
         assert_close(folded(images), expected)
     assert norms(folded) == 2
+
+
+class Averaging(nn.Module):
+    """Subtracts a moving average of its scores; a trace leaves in its buffer what is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x):
+        scores = self.norm(self.convolution(x)).mean((2, 3))
+        self.average = 0.9 * self.average + 0.1 * scores.mean(0)
+        return scores - self.average
+
+
+def test_a_network_that_updates_a_buffer_is_not_folded():
+    network = Averaging().eval()
+    assert norms(fold(network, torch.randn(2, 3, *SIZE))) == 1
+    with pytest.raises(DisagreementError, match="gives scores that differ from the model's"):
+        deploy(network, SIZE, engine="eager")  # the model's own scores differ in every call
 
 
 def test_folding_does_not_change_a_network_in_training_mode():
