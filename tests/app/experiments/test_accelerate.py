@@ -410,6 +410,39 @@ def test_a_network_that_does_not_end_in_a_linear_layer_is_refused(tmp_path):
         wae.accelerate(network, (loader, loader), tmp_path / "out", input_size=8, console=Console(quiet=True))
 
 
+class Auxiliary(nn.Module):
+    """Like GoogLeNet, a network that returns more scores in training mode."""
+
+    def __init__(self, result):
+        super().__init__()
+        self.network, self.result = build(), result
+
+    def forward(self, image):
+        scores = self.network(image)
+        return self.result(scores) if self.training else scores
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            lambda scores: (scores, scores),
+            "must return .* in training mode too, got tuple: switch off its aux",
+        ),
+        (lambda scores: scores[99], "must run in training mode too, but: index 99 is out of bounds"),
+    ],
+    ids=["a tuple", "an error"],
+)
+def test_a_network_that_does_not_return_scores_in_training_mode_is_refused(tmp_path, result, message):
+    """It was a traceback in the first step of the training."""
+    loader = [of_two_classes(8, 0)]
+    with pytest.raises(ValueError, match=f"^Auxiliary {message}"):
+        wae.accelerate(
+            Auxiliary(result), (loader, loader), tmp_path, input_size=SIDE, console=Console(quiet=True)
+        )
+    assert not any(tmp_path.iterdir())
+
+
 class Masked(nn.Module):
     """A network with a buffer of a dtype that checkpoints cannot hold."""
 

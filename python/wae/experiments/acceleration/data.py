@@ -47,6 +47,8 @@ def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:
     """All that the loaders yield, with the classes that occur in either of them. Raises DatasetError."""
     read = [_read(loader, f"the {part} loader") for loader, part in ((training, "training"), (test, "test"))]
     classes = [str(number) for number in range(1 + max(int(labels.max()) for _, labels in read))]
+    if len(classes) < 2:
+        raise DatasetError("data: the loaders must yield labels of two or more classes, got only 0")
     one, other = (InMemory(images, labels, classes, False, 0) for images, labels in read)
     return one, other
 

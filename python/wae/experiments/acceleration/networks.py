@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wae.data.dataset import DatasetError, sample
 from wae.data.input import Input
@@ -21,6 +22,7 @@ from wae.training.linear_start import start_as_small_image
 from wae.training.pretrained import load_autoencoder
 from wae.training.session import MODEL
 from wae.training.trainer import check_batch
+from wae.wording import first_line
 
 from .data import SAMPLE
 from .plans import plan_for
@@ -53,6 +55,27 @@ def try_out(task: Task) -> None:
         on_meta(lambda: build(task.name, task.original.classes, task.form))
     with torch.no_grad():
         task.original.classifier()(sample(task.sets(task.side).test, 1)[0])
+    _check_scores_in_training(task)
+
+
+def _check_scores_in_training(task: Task) -> None:
+    """Raise ValueError unless the original returns scores in training mode, too.
+
+    GoogLeNet and Inception, for example, may have auxiliary classifiers, whose scores they return as well.
+    """
+    stock = copy.deepcopy(task.original.classifier()).train()  # its statistics would change
+    images, _ = sample(task.sets(task.side).plain, 2)
+    name = type(task.original.network).__name__
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout
+            scores: object = stock(images)
+    except Exception as error:  # the network's own code may raise anything
+        raise ValueError(f"{name} must run in training mode too, but: {first_line(error)}") from error
+    if not isinstance(scores, Tensor):
+        raise ValueError(
+            f"{name} must return scores (N, classes) in training mode too, got {type(scores).__name__}: "
+            "switch off its auxiliary outputs"
+        )
 
 
 def _check_plan(task: Task) -> None:

@@ -48,6 +48,12 @@ def test_loaders_are_held_in_memory_unchanged(has_all):
 IMAGES, LABELS = of_two_classes(8, 0)
 
 
+def test_loaders_of_a_single_class_are_refused():
+    """A network for one class would always be right."""
+    with pytest.raises(DatasetError, match=r"^data: the loaders must yield labels of two or more classes"):
+        in_memory([(IMAGES, 0 * LABELS)], [(IMAGES, 0 * LABELS)])
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
