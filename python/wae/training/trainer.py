@@ -313,8 +313,11 @@ class _Run:
         Every image has the same weight, even if images were left out and the parts of the batch or the shares
         of the processes differ in size. Gradients are averaged over the processes here, losses later.
         """
-        # There may be fewer parts than planned if images were left out.
-        parts = list(zip(images.chunk(self.plan.accumulate), labels.chunk(self.plan.accumulate), strict=True))
+        # There may be fewer parts than planned if images were left out, because a BatchNorm needs two images.
+        accumulate = self.plan.accumulate
+        least = min(2, self.plan.batch // self.world // accumulate)
+        count = max(1, min(accumulate, len(labels) // least))
+        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         whole = summed(torch.tensor(len(labels))).item() / self.world
         total: dict[str, Tensor] = {}
         for part, (some, some_labels) in enumerate(parts):

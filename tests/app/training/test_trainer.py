@@ -250,7 +250,7 @@ def some_of(data, count):
 
 @pytest.mark.parametrize("count", [5, 6, 7])
 def test_accumulation_over_unequal_parts_gives_the_gradient_of_the_full_batch(count):
-    """Five images of eight make parts of 2, 2 and 1: each image counts the same, to 1e-6 in float64."""
+    """Five images of eight make parts of 3 and 2: each image counts the same, to 1e-6 in float64."""
     plan, trained = only(JOINT, norm_statistics="fixed"), []
     for accumulate in (1, 4):
         model = network()
@@ -261,6 +261,27 @@ def test_accumulation_over_unequal_parts_gives_the_gradient_of_the_full_batch(co
         train(model, replace(plan, accumulate=accumulate), data, image_set(augment=False))
     for one, other in zip(*(model.parameters() for model in trained), strict=True):
         assert (one - other).norm() <= 1e-6 * one.norm()
+
+
+class Floats(nn.Module):
+    def forward(self, images):
+        return images.float()
+
+
+@pytest.mark.parametrize(("count", "accumulate"), [(7, 4), (5, 4), (3, 4), (7, 8)])
+def test_parts_hold_two_images_for_batchnorm_if_images_were_left_out(count, accumulate):
+    """One unreadable image in a batch ended the training: BatchNorm refuses a single number per channel."""
+    seen = []
+    model = nn.Sequential(
+        Floats(), nn.Flatten(), nn.Linear(192, 4), *[nn.BatchNorm1d(4)] * (accumulate < 8), nn.Linear(4, 3)
+    )
+    model.register_forward_pre_hook(
+        lambda module, inputs: seen.append(len(inputs[0])) if module.training else None
+    )
+    data, stage = some_of(image_set(), count), Stage("classifier", 1, 0.1)
+    train(model, Plan("flat", (stage,), batch=8, accumulate=accumulate), data, image_set(augment=False))
+    assert sum(seen) == 4 * count
+    assert min(seen) >= min(2, 8 // accumulate)
 
 
 def test_a_batch_without_images_ends_a_training_but_not_an_evaluation():
