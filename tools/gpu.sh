@@ -4,7 +4,7 @@
 #
 #   usage: [VARIABLE=...] tools/gpu.sh [stage ...]          without a stage: all of them, in this order
 #
-#   build      build the libraries in place, for this GPU; then call every mode once and print its error
+#   build      build the libraries in place, for the GPUs here; then call every mode once and print its error
 #   test       pytest -m gpu: tests/cuda/test_cuda.py first and alone, then the ops on half of the cores, then wae.deploy
 #              and training
 #   ops        benchmarks of single ops, one arithmetic mode after the other
@@ -73,12 +73,11 @@ SECONDS=0 # bash increments it
 
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 # nothing may use the network
-for cuda in "${CUDA_HOME:-}" /usr/local/cuda; do # nvcc may not be on PATH
-  if [ -x "$cuda/bin/nvcc" ]; then
-    export CUDA_HOME=$cuda PATH="$PATH:$cuda/bin"
-    break
-  fi
-done
+export PATH="$PATH${CUDA_HOME:+:$CUDA_HOME/bin}:/usr/local/cuda/bin" # where cuobjdump, compute-sanitizer and ncu may be
+if [ ! -w "${HOME:-}" ]; then # as in some containers; Triton and others keep caches there
+  export HOME="$OUT/home"
+  mkdir -p "$HOME"
+fi
 
 say() { echo "$@" | tee -a "$OUT/summary.txt"; }
 indented() { sed 's/^/        /' | tee -a "$OUT/summary.txt"; }
@@ -134,9 +133,12 @@ benchmark() {
 # ---------------------------------------------------------------------------------------------------- stages
 
 build() {
-  local capability
-  capability=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())' 2>/dev/null || echo 9.0)
-  step build 240 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$capability" MAX_JOBS="$CORES" "$PYTHON" setup.py build_ext --inplace
+  local capabilities
+  capabilities=$("$PYTHON" -c '
+from torch.cuda import device_count, get_device_capability
+print(*{"{}.{}".format(*get_device_capability(i)) for i in range(device_count())})' 2>/dev/null)
+  step build 240 env FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="${capabilities:-9.0}" MAX_JOBS="$CORES" \
+    "$PYTHON" setup.py build_ext --inplace
   step first_calls 120 "$PYTHON" tools/gpu/first_calls.py
 }
 

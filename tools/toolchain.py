@@ -5,6 +5,7 @@ Used by setup.py, by the build backend and, as a program, by the Makefile.
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 import shutil
@@ -120,6 +121,30 @@ def _is_toolkit(folder: str) -> bool:
     return all(os.path.exists(os.path.join(folder, *part)) for part in parts)
 
 
+def _nvcc_version(toolkit: str) -> tuple[int, int]:
+    nvcc = os.path.join(toolkit, "bin", "nvcc")
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return version(text.partition("release ")[2].partition(",")[0])
+
+
+def find_toolkit(guess: str | None, wanted: str) -> str | None:
+    """The folder of the CUDA toolkit to build with: ``CUDA_HOME`` if it is set, else one for CUDA ``wanted``.
+
+    Of those that are found, the first one is the answer if none has the major version of ``wanted``.
+
+    Args:
+        guess: torch's own, which is right most often, but may be a folder that only has a link to nvcc.
+        wanted: the version of CUDA that torch was built with.
+    """
+    places = [guess, USUAL_CUDA_HOME]
+    if not (os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")):
+        others = sorted(glob.glob(f"{USUAL_CUDA_HOME}-*"), reverse=True)
+        places += [f"{USUAL_CUDA_HOME}-{wanted}", *others]
+    found = [place for place in places if place and _is_toolkit(place)]
+    fitting = (f for f in found if _nvcc_version(f)[0] == version(wanted)[0])
+    return next(fitting, next(iter(found), None))
+
+
 def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     """Whether to build the CUDA library: if there is a torch with CUDA, an nvcc and a GPU.
 
@@ -133,8 +158,8 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
     forced, left_out = switch("FORCE_CUDA") == "1", switch("WAE_NO_CUDA") == "1"
     if left_out:
         return False
-    toolkit = next((f for f in (cpp_extension.CUDA_HOME, USUAL_CUDA_HOME) if f and _is_toolkit(f)), None)
-    if torch.version.cuda is None or toolkit is None:
+    toolkit = torch.version.cuda and find_toolkit(cpp_extension.CUDA_HOME, torch.version.cuda)
+    if toolkit is None:
         if forced:
             missing = "no CUDA toolkit was found (set CUDA_HOME to its folder)"
             what = "this PyTorch has no CUDA" if torch.version.cuda is None else missing
@@ -142,11 +167,8 @@ def wants_cuda(torch: Any, cpp_extension: Any) -> bool:
         return False
     if not (forced or torch.cuda.is_available()):
         return False
-    cpp_extension.CUDA_HOME = toolkit  # torch's guess may be a folder that only has a link to nvcc
-    nvcc = os.path.join(toolkit, "bin", "nvcc")
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found = version(text.partition("release ")[2].partition(",")[0])
-    wanted = version(torch.version.cuda)
+    cpp_extension.CUDA_HOME = toolkit
+    found, wanted = _nvcc_version(toolkit), version(torch.version.cuda)
     if found[0] != wanted[0]:
         raise SystemExit(
             f"wae-kernels: nvcc belongs to CUDA {found[0]} but PyTorch to CUDA {wanted[0]}; set CUDA_HOME to "

@@ -18,18 +18,18 @@ NVCC = "#!/bin/sh\necho 'Cuda compilation tools, release {}, V0'\n"
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that looks like CUDA 13.0; none of our variables is set."""
-    for name in ("FORCE_CUDA", "WAE_NO_CUDA", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("FORCE_CUDA", "WAE_NO_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(toolchain, "USUAL_CUDA_HOME", str(tmp_path / "usual"))
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "include").mkdir()
-    (tmp_path / "include" / "cuda_runtime_api.h").touch()
-    write_nvcc(tmp_path, "13.0")
+    write_toolkit(tmp_path, "13.0")
     return tmp_path
 
 
-def write_nvcc(toolkit: Path, release: str) -> None:
-    nvcc = toolkit / "bin" / "nvcc"
+def write_toolkit(folder: Path, release: str) -> None:
+    for part in ("bin", "include"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "include" / "cuda_runtime_api.h").touch()
+    nvcc = folder / "bin" / "nvcc"
     nvcc.write_text(NVCC.format(release))
     nvcc.chmod(0o755)
 
@@ -66,7 +66,7 @@ def test_a_wrong_switch_is_refused(toolkit: Path, monkeypatch: pytest.MonkeyPatc
 def test_forced_without_a_gpu_it_is_built_for_all_architectures(
     toolkit: Path, monkeypatch: pytest.MonkeyPatch, release: str, last: str
 ) -> None:
-    write_nvcc(toolkit, release)
+    write_toolkit(toolkit, release)
     monkeypatch.setenv("FORCE_CUDA", "1")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # so that the end of the test restores it
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
@@ -82,6 +82,23 @@ def test_the_usual_folder_is_used_if_torchs_guess_is_wrong(
     """If nvcc on PATH is a link, torch guesses the folder of the link."""
     monkeypatch.setattr(toolchain, "USUAL_CUDA_HOME", str(toolkit))
     assert wants(toolkit / "bin", gpu=True)
+
+
+def test_of_several_toolkits_one_of_pytorchs_version_is_used(
+    toolkit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for release in ("11.8", "12.4", "12.6"):
+        write_toolkit(toolkit / f"usual-{release}", release)
+
+    def chosen(cuda: str) -> str | None:
+        return toolchain.find_toolkit(str(toolkit), cuda)
+
+    assert chosen("13.0") == str(toolkit)
+    assert chosen("12.4") == str(toolkit / "usual-12.4")
+    assert chosen("12.8") == str(toolkit / "usual-12.6")
+    assert chosen("14.0") == str(toolkit)  # refused later, in one sentence
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert chosen("12.4") == str(toolkit)
 
 
 def test_the_users_architectures_are_kept(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:

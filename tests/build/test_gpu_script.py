@@ -77,6 +77,12 @@ def test_every_file_that_it_names_exists(tmp_path: Path) -> None:
     assert all((ROOT / name).exists() for name in named)
 
 
+def test_caches_are_elsewhere_if_the_home_folder_cannot_be_written(tmp_path: Path) -> None:
+    """As in some containers; Triton would fail."""
+    assert run(tmp_path, "report", HOME=str(tmp_path / "nowhere")).status == 0
+    assert (tmp_path / "out/home").is_dir()
+
+
 def test_a_test_that_hangs_is_logged(tmp_path: Path) -> None:
     """Before the step's own limit, 120 seconds, which ends everything without a message."""
     call = run(tmp_path, "test").call("tests/cuda/test_cuda.py")
