@@ -219,7 +219,13 @@ def _captured(function: Run, inputs: Sequence[Tensor]) -> Run:
 
 def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     importlib.import_module("torch_tensorrt")  # registers the backend
-    options: Any = {"enabled_precisions": {inputs[0].dtype}, "guard_filter_fn": _on_inputs}
+    # It computes in the module's dtypes: new versions refuse to be told the precision. Without the second
+    # option, PyTorch would run what TensorRT does not accept.
+    options: Any = {
+        "use_explicit_typing": True,
+        "pass_through_build_failures": True,
+        "guard_filter_fn": _on_inputs,
+    }
     compiled: Run = torch.compile(module, backend="torch_tensorrt", dynamic=dynamic, options=options)
     return compiled
 

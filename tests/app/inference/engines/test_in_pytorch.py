@@ -1,6 +1,7 @@
 """PyTorch's own engines: compiled code, weights in memory, captured CUDA graphs."""
 
 import copy
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import nn
 
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES
-from wae.inference.engines.in_pytorch import InPyTorch, _compile, _cudagraphs
+from wae.inference.engines.in_pytorch import InPyTorch, _compile, _cudagraphs, _tensorrt
 from wae.inference.folding import fold
 from wae.inference.front import whole
 from wae.models.segmentation.segmenter import Fusion, LightBody, WAESegmenter
@@ -190,6 +191,19 @@ def test_a_cuda_graph_waits_for_its_last_run_on_another_stream(monkeypatch):
         with streams.stream(streams.of(current)):
             run(torch.ones(2))
         assert streams.events == [*waits, "replayed"]
+
+
+def test_tensorrt_computes_in_the_networks_dtype_or_fails(monkeypatch):
+    """What its versions have in common: new ones refuse to be told the precision."""
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", SimpleNamespace())
+    options = []
+    monkeypatch.setattr(torch, "compile", lambda module, **given: options.append(given) or module)
+    _tensorrt(nn.ReLU(), [torch.ones(2).half()], False)
+    assert options[0]["backend"] == "torch_tensorrt"
+    given = options[0]["options"]
+    assert given["use_explicit_typing"]
+    assert given["pass_through_build_failures"]
+    assert "enabled_precisions" not in given
 
 
 class OnGpu(torch.Tensor):
