@@ -77,7 +77,11 @@ const Chip& prepared_chip(const char* op, const void* kernel, int device, int th
   const auto [found, is_new] = chips.try_emplace({device, kernel, shared_bytes});
   if (!is_new) return found->second;
   try {
-    const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, op);
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), op, "preparing the kernel");
+    // The kernels have no static memory of their own, but the compiler lists what it reserves for the system.
+    const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, op) -
+                      static_cast<int>(attributes.sharedSizeBytes);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), op,
                "preparing the kernel");
     int blocks_each = 0;
