@@ -117,25 +117,25 @@ def scores_of(model: nn.Module, images: Tensor, what: str = "an image") -> Tenso
 def check_parts(model: nn.Module, images: Tensor, expected: Tensor) -> None:
     """Raise EngineError if the parts of a WAE network do not compute its scores, ``expected``.
 
-    Only the parts are deployed or exported. A hook on the network itself, or a ``forward`` that its instance
-    or class overrides, may change the scores and would be lost. A hook that changes nothing is dropped
-    silently.
+    Only the parts are deployed or exported. A hook on the network itself, or a method that its instance or
+    class overrides, may change the scores and would be lost. A hook that changes nothing is dropped silently.
 
     Raises ValueError if ``expected`` are not floating-point numbers.
     """
-    is_sum_of_parts = is_plain(model) and type(model).forward in (WAEClassifier.forward, WAESegmenter.forward)
+    is_sum_of_parts = is_plain(model) and type(model) in (WAEClassifier, WAESegmenter)
     if is_sum_of_parts or not isinstance(model, WAENetwork):
         if not expected.is_floating_point():
             raise ValueError(f"the model must return floating-point scores, got {expected.dtype}")
         return
     with undisturbed(images.device):
-        scores = model.behind_encoder(images.shape[2:])(*model.decompose(images))
+        parts = model.encoder(images, model.image_scale, model.image_shift)
+        scores = model.behind_encoder(images.shape[2:])(*parts)
     alike = scores.shape == expected.shape and expected.is_floating_point()  # integers are classes
     if alike:
         alike = relative_difference(scores, expected) <= tolerance(expected.dtype, expected.device)
     if not alike:
         raise EngineError(
-            f"{type(model).__name__} has a hook, or a forward of its own, that changes its scores, but only "
+            f"{type(model).__name__} has a hook, or a method of its own, that changes its scores, but only "
             f"its parts run in an engine or a file. Put the hook on a part, such as {model.bodies[0]}, or do "
             "its work before or after the call"
         )

@@ -175,25 +175,38 @@ def fold_normalization(model: _Network) -> _Network:
     The copy has no decoder, because a decoder needs ``low`` and ``high`` as they are before normalisation.
 
     A normalisation is kept if it, the branch or the encoder is more than its tensors, for example hooked or
-    pruned.
+    pruned, or if it or the branch is of another kind than the constructor's, such as one with a scale.
     """
     folded = copy.deepcopy(model).eval()
     folded.decoder = None
-    for branch, name in ((folded.encoder.low, "low_norm"), (folded.encoder.high, "high_norm")):
-        norm = getattr(folded, name)
-        layers = type(branch) is nn.Conv2d and type(norm) is nn.BatchNorm2d
-        if layers and all(map(is_plain, (folded.encoder, branch, norm))):
-            _fold(norm, branch)
-            setattr(folded, name, nn.Identity().eval())
+    for branch, norm in (("low", "low_norm"), ("high", "high_norm")):
+        layers = folded.encoder.get_submodule(branch), folded.get_submodule(norm)
+        if is_plain(folded.encoder) and _can_be_one(*layers):
+            setattr(folded.encoder, branch, _normalizing(*layers))
+            setattr(folded, norm, nn.Identity().eval())
     return folded
 
 
+def _can_be_one(branch: nn.Module, norm: nn.Module) -> bool:
+    """Whether :func:`_normalizing` can compute both layers."""
+    if type(branch) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        return False
+    usual = branch.bias is not None and norm.running_mean is not None and not norm.affine
+    return usual and is_plain(branch) and is_plain(norm)
+
+
 @torch.no_grad()
-def _fold(norm: nn.BatchNorm2d, branch: nn.Conv2d) -> None:
-    """Make ``branch`` compute ``norm(branch(x))``, in float64, so that only the result is rounded."""
-    assert branch.bias is not None
+def _normalizing(branch: nn.Module, norm: nn.Module) -> nn.Module:
+    """A copy of ``branch`` that computes ``norm(branch(x))``, in float64, so that only the result is rounded.
+
+    A copy because the two branches may share weights.
+    """
+    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    branch = copy.deepcopy(branch)
+    weight, bias = branch.get_parameter("weight"), branch.get_parameter("bias")
     factor = (norm.running_var.double() + norm.eps).rsqrt()
-    branch.weight.copy_(branch.weight.double() * factor.view(-1, 1, 1, 1))
-    branch.bias.copy_((branch.bias.double() - norm.running_mean.double()) * factor)
+    weight.copy_(weight.double() * factor.view(-1, 1, 1, 1))
+    bias.copy_((bias.double() - norm.running_mean.double()) * factor)
+    return branch

@@ -160,14 +160,29 @@ class Doubled(WAEClassifier):
         return 2 * super().forward(image)
 
 
-def subclassed(network):
-    network.__class__ = Doubled
+class Inverting(WAEClassifier):
+    def decompose(self, image):
+        return super().decompose(255 - image)
+
+
+class Tempered(WAEClassifier):
+    def scores(self, low, high):
+        return super().scores(low, high) / 2
+
+
+def subclassed(kind):
+    return lambda network: setattr(network, "__class__", kind)
 
 
 @pytest.mark.parametrize(
-    "change", [hook_of_scores, hook_of_classes, hook_of_images, with_own_forward, subclassed]
+    "change",
+    [
+        *(hook_of_scores, hook_of_classes, hook_of_images, with_own_forward),
+        *(subclassed(kind) for kind in (Doubled, Inverting, Tempered)),
+    ],
+    ids=["scores", "classes", "images", "own forward", "Doubled", "Inverting", "Tempered"],
 )
-def test_a_wae_network_whose_own_hook_or_forward_changes_its_scores_is_refused(change, model, tmp_path):
+def test_a_wae_network_whose_own_hook_or_method_changes_its_scores_is_refused(change, model, tmp_path):
     """Only its parts run, so that is lost; in int8 no other check finds it. The error says what to do."""
     change(model)
     said = rf"{type(model).__name__} has a hook, .* changes its scores.* on a part, such as low_body, or"

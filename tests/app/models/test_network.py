@@ -116,6 +116,40 @@ def test_modules_with_hooks_or_pruning_are_not_folded(
     assert isinstance(folded.high_norm, nn.BatchNorm2d) == both
 
 
+def with_scale(model: WAENetwork) -> None:
+    norm = nn.BatchNorm2d(3)
+    nn.init.constant_(norm.weight, 2.0)
+    nn.init.constant_(norm.bias, 1.0)
+    model.low_norm = norm
+
+
+def with_one_weight(model: WAENetwork) -> None:
+    model.encoder.high.weight = model.encoder.low.weight
+
+
+@kinds
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_scale,
+        with_one_weight,
+        lambda model: setattr(model.encoder, "high", model.encoder.low),
+        lambda model: setattr(model, "low_norm", nn.BatchNorm2d(3, track_running_stats=False)),
+        lambda model: setattr(model.encoder, "low", nn.Conv2d(16, 3, 3, 2, 1, bias=False)),
+    ],
+    ids=["scale", "one weight", "one branch", "statistics of the batch", "no bias"],
+)
+def test_folding_keeps_the_scores_of_changed_layers(
+    make: Make, change: Callable[[WAENetwork], object]
+) -> None:
+    model, photo = make(AutoEncoder(), None), image()
+    set_statistics(model)
+    change(model)
+    with torch.no_grad():
+        expected = model.eval()(photo)
+        torch.testing.assert_close(fold_normalization(model)(photo), expected, rtol=1e-4, atol=1e-4)
+
+
 @kinds
 def test_behind_encoder_has_the_same_modules_and_scores(make: Make) -> None:
     model, photo = make(AutoEncoder(), None), image()
