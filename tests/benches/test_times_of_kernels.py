@@ -1,5 +1,8 @@
 """Times of single layers and of the decoder of scores: docs/kernels.md has tables of the kept results."""
 
+import os
+import platform
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,26 @@ def test_the_page_has_the_tables_of_the_decoder_of_scores(processor: str, number
     assert bench_scores.markdown(result, bench_scores.TABLES[number]) in PAGE, (
         "put in what `python -m benches.bench_scores` prints"
     )
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the programs measure instructions of x86-64")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["fma_rate.cpp"],
+        ["layer_cycles.cpp", "-DWAE_AVX2", "-mavx2", "-mfma"],
+        [
+            "layer_cycles.cpp",
+            "-DWAE_AVX512",
+            *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")),
+            "-mfma",
+        ],
+    ],
+    ids=["fma_rate", "layer_cycles, AVX2", "layer_cycles, AVX-512"],
+)
+def test_the_programs_that_measure_the_processor_compile(options: list[str]) -> None:
+    """The kernels' layers may change, and nothing else compiles these programs."""
+    compiler = os.environ.get("CXX") or "c++"
+    flags = ["-fsyntax-only", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-I../csrc"]
+    done = subprocess.run([compiler, *flags, *options], cwd=ROOT / "benches", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
