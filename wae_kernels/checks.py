@@ -237,23 +237,29 @@ def check_encode(
     check_results(dtype, memory_format)
 
 
-_TABLE_OF = {"encode": "encoder", "decode": "decoder", "decode_scores": "score_decoder"}
+_TABLES_OF = {
+    "encode": ("encoder",),
+    "decode": ("decoder", "decode"),
+    "decode_scores": ("score_decoder", "decode"),
+}
 
 
-def check_images(op: str, **images: object) -> None:
-    """Check an op's ``images``, or its scale and shift, as far as its parameters do not matter.
+def check_inputs(op: str, **inputs: Any) -> None:
+    """Check what an op takes besides its parameters, as far as these do not matter.
 
     Images of several dtypes pass, because autocast takes them, and so does what stands for them while
     torch.fx traces.
     """
     checker = _Checker(op)
-    rows = {row.name: row for row in TABLES[_TABLE_OF[op]]}
-    for name, image in images.items():
+    rows = {row.name: row for table in _TABLES_OF[op] for row in TABLES[table]}
+    for name, value in inputs.items():
         row = rows[name]
-        if isinstance(image, Tensor):
-            checker.check_tensor(row._replace(dtype="floating") if row.dtype == "network" else row, image)
-        elif not isinstance(image, torch.fx.Proxy):
-            checker.fail(row, "be a tensor", type(image).__name__)
+        if row.dtype == "numbers":
+            checker.check_sizes(row, value)
+        elif isinstance(value, Tensor):
+            checker.check_tensor(row._replace(dtype="floating") if row.dtype == "network" else row, value)
+        elif not isinstance(value, torch.fx.Proxy):
+            checker.fail(row, "be a tensor", type(value).__name__)
 
 
 def check_results(dtype: torch.dtype | None, memory_format: torch.memory_format | None) -> None:

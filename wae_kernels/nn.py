@@ -22,7 +22,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from . import _load
-from .checks import check_images, check_results
+from .checks import check_inputs, check_results
 from .ops import run_decode, run_decode_scores, run_encode
 from .parameters import KERNEL_WIDTH
 from .reference import format_of, given_as, laid_out, normalize_image, read_by
@@ -174,8 +174,8 @@ def _decoded(
     op: str, module: Any, low: Tensor, high: Tensor, output_size: Sequence[int], *convolutions: nn.Module
 ) -> Tensor:
     """A decoder's result, the same as that of ``op``, computed by calling its layers."""
-    check_images(op, low=low, high=high)
     size = list(output_size)
+    check_inputs(op, low=low, high=high, output_size=size)
     wide_low, wide_high = read_by(_dtype_of(module, low), low, high)
     x = F.relu(module.low(wide_low, size) + module.high(wide_high, size))
     *trunk, last = convolutions
@@ -226,7 +226,7 @@ class Encoder(nn.Module):
             results: tuple[Tensor, Tensor] = run_encode(inputs)
             return results
         affine = {"image_scale": image_scale, "image_shift": image_shift}
-        check_images("encode", image=image, **{n: t for n, t in affine.items() if t is not None})
+        check_inputs("encode", image=image, **{n: t for n, t in affine.items() if t is not None})
         check_results(dtype, memory_format)
         x = normalize_image(image, _dtype_of(self, image), image_scale, image_shift)
         for layer in (self.conv1, self.conv2, self.conv3):

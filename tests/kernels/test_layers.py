@@ -203,12 +203,18 @@ WRONG: dict[str, tuple[type[nn.Module], tuple[Any, ...], str]] = {
     "another size": (Decoder, (HALF, HALF[:, :, 1:], (12, 13)), r"high must have shape \(2, 3, 6, 7\)"),
     "bytes": (Decoder, (HALF, HALF.byte(), (12, 13)), "high must be .*, got uint8"),
     "one image of scores": (ScoreDecoder, (HALF[0], HALF, (12, 13)), "low must have shape .*, got .3, 6, 7"),
+    "too many rows": (Decoder, (HALF, HALF, (13, 13)), r"output_size must be \(11 or 12, 13 or 14\)"),
+    "the shape of scores": (
+        ScoreDecoder,
+        (HALF, HALF, (2, 3, 12, 13)),
+        r"output_size must .*\(2, 3, 12, 13\)",
+    ),
 }
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("wrong", list(WRONG))
-def test_called_layers_refuse_images_that_the_op_refuses(wrong: str, is_fused: bool) -> None:
+def test_called_layers_refuse_inputs_that_the_op_refuses(wrong: str, is_fused: bool) -> None:
     """The layers alone would take complex images and drop the imaginary part."""
     kind, arguments, message = WRONG[wrong]
     module = kind(3, 3) if kind is ScoreDecoder else kind()
