@@ -90,8 +90,8 @@ struct Conv3x3Args {
   bool relu;
 };
 
-// The number of tiles of 4 outputs that cover `size` outputs.
-constexpr int64_t tiles_along(int64_t size) { return (size + 3) / 4; }
+// The number of tiles of 4 outputs that cover `size` outputs, at least 1 of them. No sum overflows.
+constexpr int64_t tiles_along(int64_t size) { return (size - 1) / 4 + 1; }
 
 // A piece of work of a 3x3 layer: a range of tiles of 4x4 outputs, and a range of panels of 16 output channels.
 struct Conv3x3Task {

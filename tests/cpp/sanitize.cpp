@@ -15,6 +15,7 @@
 #include <random>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -635,10 +636,25 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 
 #ifndef WAE_FUZZ
 
+// Plans batches without images, whose sizes may be the largest of all: nothing may overflow.
+bool plans_empty_batches() {
+  for (const auto& [height, width] : {std::pair{INT64_MAX, int64_t{1}}, {int64_t{1}, INT64_MAX}}) {
+    Conv3x3Args layer{};
+    layer.height = height, layer.width = width, layer.out_channels = 1;
+    if (!plan_conv3x3(layer, 2).empty()) return false;
+    if (!plan_tasks(0, half_size(height), half_size(width), 2, kForwardWarmUp).empty()) return false;
+  }
+  return true;
+}
+
 // Runs the sizes below, and the cases in the files that the arguments name.
 int main(int count, char** files) {
   constexpr int kSizes[][2] = {{1, 1}, {2, 2},   {3, 5},   {5, 4},   {1, 9},
                                {9, 1}, {17, 30}, {33, 19}, {6, 300}, {70, 11}};
+  if (!plans_empty_batches()) {
+    std::printf("a batch without images has tasks\n");
+    return 1;
+  }
   int cases = 0;
   for (const char* capability : {"avx512", "avx2", "portable"}) {
     if (!wae_cpu_supports(capability)) {
