@@ -10,9 +10,10 @@ of JSON Lines, as the tensor ``record.``, because it may become longer than a re
 
 from __future__ import annotations
 
+import io
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,17 +161,18 @@ def read_recipe(path: Path | str) -> dict[str, Any]:
     return read_header(path).recipe
 
 
-def read_record(path: Path | str) -> list[dict[str, Any]]:
-    """The JSON objects in the record that :func:`save` wrote; none if the file has no record.
+def read_record(path: Path | str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in the record that :func:`save` wrote; none if the file has no record.
 
     Raises CheckpointError if the file is missing or damaged.
     """
     if _RECORD not in read_header(path).shapes:
-        return []
+        return
     try:
         with safe_open(path, framework="pt") as file:
-            lines = bytes(file.get_tensor(_RECORD).numpy()).splitlines()
-        return [_recipe(line.decode()) for line in lines]
+            lines = io.BytesIO(file.get_tensor(_RECORD).numpy())
+        for line in lines:  # one by one, because parsed JSON takes many times its length in memory
+            yield _recipe(line.decode())
     except (SafetensorError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its record cannot be read ({first_line(error)})") from None
 

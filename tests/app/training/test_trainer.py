@@ -465,11 +465,11 @@ def test_the_history_in_a_checkpoint_of_an_older_version_is_kept(tmp_path):
     with suppress(KeyboardInterrupt):
         run(PLAN, state=path, observer=StopAt(4))
     recipe, tensors = weights_file.read_recipe(path), load_file(path)
-    recipe["history"] = weights_file.read_record(path)
+    recipe["history"] = list(weights_file.read_record(path))
     del tensors["record."]
     path.write_bytes(to_bytes(tensors, {"recipe": json.dumps(recipe)}))
     assert len(run(PLAN, state=path, resume=True)[1]) == 6
-    assert weights_file.read_record(path)[:3] == recipe["history"]
+    assert [*weights_file.read_record(path)][:3] == recipe["history"]
 
 
 def test_workers_load_training_and_test_images(monkeypatch):
@@ -779,7 +779,7 @@ def test_absurd_values_in_a_checkpoint_raise_only_checkpoint_errors(tmp_path):
         network(), plan, image_set(), image_set(augment=False), path, {}, None, Observer(), 0, "cpu", None
     )
     refused = []
-    whole = {"recipe": recipe, "record": weights_file.read_record(good)}
+    whole = {"recipe": recipe, "record": [*weights_file.read_record(good)]}
     for place in places(whole):
         for value in ABSURD if place else ():
             made = replaced(whole, place, value)
@@ -876,7 +876,7 @@ def test_resume_needs_the_same_data(tmp_path):
     assert len(train(network(), only(JOINT), same, test, state=path, resume=True)) == 2
 
     recipe = weights_file.read_recipe(path)  # as older versions wrote it, without the data
-    recipe["history"] = weights_file.read_record(path)
+    recipe["history"] = list(weights_file.read_record(path))
     del recipe["data"]
     weights_file.save(path, network(), recipe, force=True)
     known = {"--weights": "a digest"}
@@ -1042,4 +1042,4 @@ def test_the_accuracy_counted_by_two_processes_is_that_of_the_saved_weights(shar
     model = network()
     weights_file.load(shared / name, model)
     loss = evaluate(model, image_set(augment=False)).loss
-    assert weights_file.read_record(shared / name)[-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
+    assert [*weights_file.read_record(shared / name)][-1]["accuracy"][2] == pytest.approx(loss, rel=1e-6)
