@@ -395,10 +395,10 @@ def test_a_test_set_without_a_readable_image_is_refused(tmp_path):
 
 def test_a_single_training_image_is_refused(tmp_path):
     """It cannot be held out: a trial divided by zero, and without a trial the deployment failed."""
-    loader = [of_two_classes(1, 0)]
+    loaders = [of_two_classes(1, 0)], [of_two_classes(2, 1)]
     options = {"input_size": SIDE, "console": Console(quiet=True)}
     with pytest.raises(DatasetError, match=r"the images to train on: needs 2 or more, .* got 1"):
-        wae.accelerate(build(), (loader, loader), tmp_path / "out", **options)
+        wae.accelerate(build(), loaders, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
