@@ -21,7 +21,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from wae.data.dataset import Dataset, DatasetError, InMemory
+from wae.data.dataset import Dataset, DatasetError, InMemory, sample
 from wae.data.folder import ImageFolder, image_folder
 from wae.data.input import Input
 from wae.experiments.pruning import PRUNED, pruned, ratio_for
@@ -155,7 +155,7 @@ class Imagenette(FineTuned):
             return super().start(job, folder, training)
         model = load_classifier(weights_path(folder, Job(self.full, job.seed)))
         path = self.start_path(folder, job)  # a resumed run must not measure again
-        images, labels = training.batch(range(min(_PRUNING_IMAGES, len(training))), 0)
+        images, labels = sample(training.plain(), _PRUNING_IMAGES)
         batches = list(zip(images.split(_PRUNING_BATCH), labels.split(_PRUNING_BATCH), strict=True))
         method = PRUNED[job.network]
         if path.exists():

@@ -325,6 +325,21 @@ def test_a_resumed_run_prunes_by_the_measured_ratio_without_measuring_again(phot
     assert CLAIM.start(job, tmp_path, training) == (made, found)
 
 
+def test_pruning_sees_photos_of_all_classes_without_augmentation(photos, tmp_path, monkeypatch):
+    """They are sorted by class: the first 640 were of one."""
+    seen = []
+    monkeypatch.setattr(imagenette, "_PRUNING_IMAGES", 10)
+    monkeypatch.setattr(imagenette, "ratio_for", lambda *_: {"ratio": 0.5, "time": 1.0})
+    monkeypatch.setattr(imagenette, "pruned", lambda model, batches, *_: seen.extend(batches))
+    training, _ = CLAIM.sets(CLAIM.prepared(photos, tmp_path), 0)
+    path = weights_path(tmp_path, Job(CLAIM.full, 0))
+    save_classifier(path, CLAIM.build(CLAIM.full), "small_photo_vgg", training.labels, CLAIM.input)
+    CLAIM.start(Job("pruned, Taylor", 0), tmp_path, training)
+    ((images, labels),) = seen
+    assert labels.tolist() == [*range(10)]
+    assert torch.equal(images, training.plain().batch(range(0, 50, 5), 0)[0])
+
+
 def test_a_baselines_time_is_relative_to_waes(monkeypatch):
     def timed(models, *_):
         return {name: 3.0 if isinstance(model, nn.Identity) else 2.0 for name, model in models.items()}
