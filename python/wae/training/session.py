@@ -277,14 +277,17 @@ class Session:
             if mimics:  # otherwise the error would come only when that stage begins
                 raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
-        teacher, known = load_classifier(path), describe(path).labels
+        teacher, described = load_classifier(path), describe(path)
         scores = try_out(teacher, str(path), images)
-        order = class_order(f"the teacher, {path}", known, scores.shape[1], labels)
+        order = class_order(f"the teacher, {path}", described.labels, scores.shape[1], labels)
         if not scores.isfinite().all():
             raise ValueError(f"the teacher, {path}: its scores of the test images are not finite")
         if not mimics:
             raise ValueError("a teacher is given, but no stage of the plan has a mimic_weight")
         _note(console, order.note)
+        (height, width), (h, w) = described.input.shape, images.shape[2:]
+        if (height, width) != (h, w):  # it may be much worse on these
+            _note(console, f"the teacher, {path}: is for images of {height} x {width}, and sees {h} x {w}")
         return InOrder(teacher, order.numbers)
 
 

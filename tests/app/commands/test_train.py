@@ -1,6 +1,7 @@
 """`wae train` and `wae eval` as a user runs them: results, resuming and errors."""
 
 import functools
+import io
 import json
 import os
 import pickle
@@ -762,6 +763,17 @@ def test_a_teachers_scores_are_in_the_class_order_of_the_data(trained, images, t
     images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
     teacher = training._teacher(images, ("green", "red", "violet"), Console())
     assert torch.equal(teacher(images), load_classifier(trained)(images)[:, [1, 2, 0]])
+
+
+@pytest.mark.parametrize("side", [14, 16])
+def test_a_teacher_for_images_of_another_size_is_noted(trained, images, tmp_path, side):
+    stage = replace(plan.find("digits").stages[-1], mimic_weight=1.0)
+    training = session.Session(plan.Plan("tiny", (stage,)), str(images), tmp_path / "new", teacher=trained)
+    printed = io.StringIO()
+    photos = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    training._teacher(photos, ("green", "red", "violet"), Console(file=printed, width=1000))
+    noted = f"the teacher, {trained}: is for images of 14 x 14, and sees 16 x 16\n"
+    assert printed.getvalue() == (noted if side == 16 else "")
 
 
 def test_a_plan_that_needs_a_teacher_says_so(train, plan_file, capsys):
