@@ -257,6 +257,7 @@ NOT_RUN = {
     "docs/accelerate.md": "needs a trained network and its images",
     "docs/caffe.md": "needs Caffe's files",
     "docs/triton.md": "needs a GPU",
+    "tools/ptx_machine/README.md": "compiles a kernel of the reader's",
 }
 
 
