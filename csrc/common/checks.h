@@ -29,8 +29,8 @@ using torch::stable::Tensor;
 inline constexpr int kParameters = 10;
 using Parameters = std::array<Tensor, kParameters>;
 
-// half_size for the sizes of a tensor without elements, which may be so large that `size + 1` overflows.
-constexpr int64_t half_of(int64_t size) { return size / 2 + size % 2; }
+// half_size of a size up to 2^63 - 1, which a tensor without elements may have: an unsigned sum does not overflow.
+constexpr int64_t half_of(int64_t size) { return half_size<uint64_t>(size); }
 
 namespace checks {
 
