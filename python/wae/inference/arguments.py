@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from wae.models.finite import not_finite
 from wae.wording import shown
@@ -82,6 +83,9 @@ def check_arguments(model: Any, size: Any, batch: Any) -> None:
     dtype = first_parameter(model).dtype
     if dtype not in DTYPES.values():
         raise ValueError(f"model must compute in one of {', '.join(map(str, DTYPES.values()))}, got {dtype}")
+    parameters: dict[str, Any] = dict(model.named_parameters())
+    if lazy := [name for name, tensor in parameters.items() if is_lazy(tensor)]:
+        raise ValueError(f"model must be complete, but {lazy[0]} has no shape before the first call")
     if name := not_finite(model):
         raise ValueError(f"model must have finite numbers only, but {name} has some that are not finite")
     if not isinstance(size, Sequence) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):

@@ -8,6 +8,7 @@ from torch import nn
 from wae.inference.arguments import example_images
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES
+from wae.inference.export import export
 from wae.models.baselines import HalfResolution
 
 
@@ -23,6 +24,13 @@ def test_a_model_without_parameters_on_one_real_device_is_refused(model):
     for wrong in (partly_on_meta, model.to("meta"), nn.ReLU().eval()):
         with pytest.raises(ValueError, match="parameters on one device"):
             deploy(wrong, SIZE)
+
+
+def test_a_lazy_layer_that_was_never_called_is_refused_by_name(stock, tmp_path):
+    network = nn.Sequential(stock, nn.LazyLinear(2)).eval()
+    for refused in (deploy, lambda *given: export(given[0], tmp_path / "a", "torch", given[1])):
+        with pytest.raises(ValueError, match=r"model must be complete, but 1\.weight has no shape"):
+            refused(network, SIZE)
 
 
 @pytest.mark.parametrize("name", ["low_classifier.0.weight", "encoder.conv2.bias", "high_norm.running_var"])
