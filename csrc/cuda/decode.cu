@@ -69,7 +69,7 @@ struct Reader {
     } else {
       uint32_t word[6];
 #pragma unroll
-      for (int c = 0; c < 6; ++c) word[c] = Arithmetic<kMode>::word(float_of_bits<Number>(raw[c]));
+      for (int c = 0; c < 6; ++c) word[c] = word_of_input<kMode>(float_of_bits<Number>(raw[c]));
       store(address, word[0], word[1], word[2], word[3]);
       store(address + kHalfPlane, word[4], word[5], 0, 0);
     }

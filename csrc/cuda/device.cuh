@@ -97,8 +97,9 @@ __device__ __forceinline__ float relu(float value) {
 
 // ------------------------------------------------------------------------------------------------ modes
 
-// The arithmetic of a mode. Number is the type of parameters and outputs. word() converts an activation's channels to a
-// 4-byte word of shared memory: two neighbouring channels in the 16-bit modes, one in the others.
+// The arithmetic of a mode. Number is the type of parameters and outputs. word() converts channels to a 4-byte word of
+// shared memory: two neighbouring channels in the 16-bit modes, one in the others. A NaN must be one that arithmetic
+// gave; word_of_input() takes any.
 template <Mode kMode>
 struct Arithmetic;
 template <>
@@ -131,7 +132,11 @@ template <>
 struct Arithmetic<Mode::kTf32> {
   using Number = float;
   static __device__ __forceinline__ uint32_t word(float value) {
-#if __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 900
+    uint32_t rounded;
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));  // one instruction; rna takes three
+    return rounded;
+#elif __CUDA_ARCH__ >= 800
     uint32_t rounded;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
     return rounded;
@@ -150,6 +155,16 @@ struct Arithmetic<Mode::kBFloat16Plain> {
   using Number = BFloat16;
   static __device__ __forceinline__ uint32_t word(float value) { return __float_as_uint(value); }
 };
+
+// The word of a number from global memory, in the 32-bit modes. cvt.rna.tf32 clears the low 13 bits of a NaN as it is,
+// which leaves infinity if the others are zero; max gives the NaN whose bits are all ones.
+template <Mode kMode>
+__device__ __forceinline__ uint32_t word_of_input(float value) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (kMode == Mode::kTf32) asm("max.NaN.f32 %0, %0, 0fff800000;" : "+f"(value));
+#endif
+  return Arithmetic<kMode>::word(value);
+}
 
 // ----------------------------------------------------------------------------------------- shared memory
 

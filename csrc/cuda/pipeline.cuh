@@ -276,7 +276,7 @@ __device__ __forceinline__ uint32_t weight_word(const Weight& weight, int out, i
   if constexpr (stored_bytes(kMode) == 2) {
     return bits_of(weight(out, 2 * word, tap)) | bits_of(weight(out, 2 * word + 1, tap)) << 16;
   } else {
-    return Arithmetic<kMode>::word(to_float(weight(out, word, tap)));
+    return word_of_input<kMode>(to_float(weight(out, word, tap)));
   }
 }
 

@@ -272,6 +272,23 @@ def test_gradient_that_is_not_finite(value: float) -> None:
         assert torch.equal(where_not_finite(result[name]), where_not_finite(want[name])), name
 
 
+@pytest.mark.parametrize("op", PROBLEMS)
+def test_no_nan_becomes_infinity_in_tf32(op: str) -> None:
+    """Tensor cores do not read the low 13 bits of a number, which may be all that tells it from infinity."""
+    problem = PROBLEMS[op]("tf32", (30, 40), batch=1)
+    images = [problem.image] if op == "encode" else problem.inputs
+    for tensor in (*images, *problem.parameters):
+        tensor.abs_()  # infinity minus infinity would be NaN, too, and so would infinity times 0
+    gradient = problem.gradients[0] if op == "encode" else problem.gradient
+    for tensor, place in ((gradient, (0, 1, 8, 9)), (problem.parameters[4], (3, 2, 1, 1))):
+        number, before = tensor[place], tensor[place].clone()
+        cases.set_to_nan_beside_infinity(number)
+        result, want = problem.got(problem.run()), problem.expected()
+        for name, expected in want.items():
+            assert torch.equal(result[name].isnan(), expected.isnan()), name
+        number.copy_(before)
+
+
 @pytest.mark.parametrize("place", [(11, 20), (0, 0), (29, 39)], ids=["inside", "first", "last"])
 def test_activation_that_is_nan(place: tuple[int, int]) -> None:
     """A NaN in the image makes activations NaN, and the gradient passes these, as in torch's ReLU.

@@ -241,6 +241,32 @@ def test_nan_reaches_only_what_reads_it_in_decode(place: str, mode: str, own: to
     assert torch.equal(got.isnan(), ref.isnan())
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_no_nan_becomes_infinity_in_tf32(op: str, capability: int) -> None:
+    """Tensor cores do not read the low 13 bits of a number, which may be all that tells it from infinity."""
+    size, chip = (31, 33), Chip(capability)
+    for in_a_weight in (False, True):
+        if op == "encode":
+            images, parameters = [cases.image_of(1, *size)], cases.encoder()
+        else:
+            images, parameters = halves(1, size, torch.float32), cases.decoder()
+        if in_a_weight:
+            cases.set_to_nan_beside_infinity(parameters[6 if op == "encode" else 8][1, 5, 0, 1])
+        else:
+            cases.set_to_nan_beside_infinity(images[-1][0, 1, 2, 6])
+            parameters[0 if op == "encode" else 2].abs_()
+        if op == "encode":
+            found = runner.encode("tf32", *images, parameters, chip=chip)[:2]
+            wanted = reference.encode(*cases.widened([*images, *parameters]))
+        else:
+            found = runner.decode("tf32", *images, parameters, size, chip=chip)[:1]
+            wanted = (reference.decode(*cases.widened([*images, *parameters]), size),)
+        assert wanted[0].isnan().any()
+        for out, ref in zip(found, wanted, strict=True):
+            assert torch.equal(out.isnan(), ref.isnan())
+
+
 @pytest.mark.parametrize("row", [12, 13])
 @pytest.mark.parametrize(("mode", "large"), [("float16", 6e4), ("bfloat16", 1e38), ("float32", 1e38)])
 def test_overflow_reaches_only_the_rows_that_read_it(mode: str, large: float, row: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Compiled, compile_launch
-from cases import LAYOUTS, affine, decoder, encoder, image_of, widened
+from cases import LAYOUTS, affine, decoder, encoder, image_of, set_to_nan_beside_infinity, widened
 from compare import assert_close
 from ptx_machine import Counts, KernelError, load
 from torch import Tensor
@@ -116,6 +116,32 @@ def test_launch(op: str, arithmetic: str) -> None:
         names = list(compiled.arguments)
         for name, out in zip(("low", "high") if op == "encode" else ("image",), launch.outputs, strict=True):
             assert counts.by_buffer[f"arg {names.index(name)}"] == (0, out.numel() * out.element_size())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_nan_becomes_infinity_in_tf32(op: str) -> None:
+    """Tensor cores do not read the low 13 bits of a number, which may be all that tells it from infinity."""
+    torch.backends.cudnn.allow_tf32 = True
+    for in_a_weight in (False, True):
+        if op == "encode":
+            images, parameters = [image_of(1, 21, 70)], encoder()
+            launch = launch_encode(*images, EncoderParameters(*parameters), device=device(80))
+        else:
+            images, parameters = [image_of(1, 11, 35) for _ in range(2)], decoder()
+            launch = launch_decode(*images, DecoderParameters(*parameters), (21, 70), device=device(80))
+        if in_a_weight:
+            set_to_nan_beside_infinity(parameters[6 if op == "encode" else 8][1, 5, 0, 1])
+        else:
+            set_to_nan_beside_infinity(images[-1][0, 1, 2, 6])
+            parameters[0 if op == "encode" else 2].abs_()
+        execute(compile_launch(OPS[op][1], launch, 80), launch)
+        if op == "encode":
+            expected = reference.encode(*widened([*images, *parameters]))
+        else:
+            expected = (reference.decode(*widened([*images, *parameters]), (21, 70)),)
+        assert expected[0].isnan().any()
+        for out, ref in zip(launch.outputs, expected, strict=True):
+            assert torch.equal(out.isnan(), ref.isnan())
 
 
 @pytest.mark.parametrize("op", OPS)

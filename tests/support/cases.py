@@ -280,6 +280,14 @@ OPCHECK_LAYOUTS = [
 """One layout of each kind, for ``torch.library.opcheck``, which takes 0.2 s for each."""
 
 
+def set_to_nan_beside_infinity(number: Tensor) -> None:
+    """Make one number of a float32 tensor the NaN whose bits are next to those of minus infinity.
+
+    In the bits that tf32 keeps, it is minus infinity; times positive numbers, this is 0 after a ReLU.
+    """
+    number.copy_(torch.tensor(0xFF800001 - 2**32, dtype=torch.int32).view(torch.float32))
+
+
 def scattered(tensor: Tensor) -> Tensor:
     """The same values with NaN between them, and without any stride of a contiguous tensor."""
     memory = tensor.new_full([2 * size + 1 for size in reversed(tensor.shape)], torch.nan)

@@ -31,7 +31,8 @@ inline u16 bfloat(double x) {  // rounds to odd first, so that rounding twice eq
     f = F(R32(f) + (std::fabs(static_cast<double>(f)) < std::fabs(x) ? 1 : -1));
   return bfloat(f);
 }
-inline u32 tf32_rna(float x) { return x != x ? 0x7fffffff : (R32(x) + 0x1000) & 0xffffe000; }
+// ptxas makes it of integer instructions, which only cut a NaN off: infinity is left of one with a small payload.
+inline u32 tf32_rna(float x) { return (x != x ? R32(x) : R32(x) + 0x1000) & 0xffffe000; }
 inline u32 tf32_rn(float x) {
   return x != x ? 0x7fffffff : (R32(x) + 0xfff + (R32(x) >> 13 & 1)) & 0xffffe000;
 }
@@ -57,7 +58,7 @@ T relu(T x) {
 }
 template <class T>
 T minimum(T a, T b, bool nan = false) {
-  if (nan && (a != a || b != b)) return a != a ? a : b;
+  if (nan && (a != a || b != b)) return std::numeric_limits<T>::quiet_NaN();
   if (a != a) return b;
   if (a == b && a == 0 && std::signbit(static_cast<double>(a))) return a;
   return b < a ? b : a;

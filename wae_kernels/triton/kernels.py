@@ -54,10 +54,13 @@ def half_of(size):
 
 @triton.jit
 def _cut(x, BITS: tl.constexpr):
-    """float32 ``x`` rounded, ties to even, to a number whose BITS lowest bits are zero."""
+    """float32 ``x`` rounded, ties to even, to a number whose BITS lowest bits are zero.
+
+    Every NaN becomes the same one: without its lowest bits, ``x`` might be infinity.
+    """
     bits = x.to(tl.int32, bitcast=True)
     bits = (bits + ((1 << (BITS - 1)) - 1) + ((bits >> BITS) & 1)) & -(1 << BITS)
-    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), float("nan"))
 
 
 @triton.jit

@@ -46,7 +46,7 @@ struct TrunkFilter {
       if constexpr (stored_bytes(kMode) == 2) {
         *reinterpret_cast<Number*>(memory + offset(out, in, tap)) = from_float<Number>(value);
       } else {
-        *reinterpret_cast<uint32_t*>(memory + offset(out, in, tap)) = Arithmetic<kMode>::word(value);
+        *reinterpret_cast<uint32_t*>(memory + offset(out, in, tap)) = word_of_input<kMode>(value);
       }
     }
   }
@@ -115,7 +115,7 @@ struct NarrowFilter {
       for (int i = threadIdx.x; i < 16 * 9 * kWords; i += kBackwardThreads) {
         const int narrow = i % kWords, tap = i / kWords % 9, wide = i / (9 * kWords);
         *reinterpret_cast<uint32_t*>(memory + wide * kPitch + (tap * kWords + narrow) * 4) =
-            Arithmetic<kMode>::word(global_at(wide, narrow, tap));
+            word_of_input<kMode>(global_at(wide, narrow, tap));
       }
     } else if constexpr (kHalf) {
       fill_words(memory, 9 * 16 * 4, [&](int i) { return two_narrow(i / 4 % 16, i % 4 * 2, i / 64); });

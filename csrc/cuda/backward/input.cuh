@@ -137,7 +137,8 @@ struct InputReader {
         store(address, first, second);
         store(address - 8, first, second);
       } else {
-        store(address, A::word(value[0]), A::word(value[1]), A::word(value[2]), 0);
+        store(address, word_of_input<kMode>(value[0]), word_of_input<kMode>(value[1]),
+              word_of_input<kMode>(value[2]), 0);
       }
     }
     if (at.reads_half) {
@@ -149,8 +150,8 @@ struct InputReader {
       if constexpr (stored_bytes(kMode) == 2) {
         store(address + 8 * at.branch, A::word(value[0], value[1]), A::word(value[2], 0.0f));
       } else {
-        store(address + at.branch * p.layout.half_plane, A::word(value[0]), A::word(value[1]),
-              A::word(value[2]), 0);
+        store(address + at.branch * p.layout.half_plane, word_of_input<kMode>(value[0]),
+              word_of_input<kMode>(value[1]), word_of_input<kMode>(value[2]), 0);
       }
     }
   }

@@ -44,10 +44,10 @@ def floats() -> np.ndarray:
     special = np.array(
         [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 65504, 65520, 1e-8, 3e9, -3e9, 2.5, 3.5, -2.5, 1e-40]
     )
-    scales = np.float32(2.0) ** r.integers(-30, 30, 112).astype(np.float32)
-    return np.concatenate(
-        [special.astype(np.float32), ties, odd_ties, r.standard_normal(112).astype(np.float32) * scales]
-    )
+    signalling = np.array([0x7F800001], np.uint32).view(np.float32)  # in tf32's bits, it is infinity
+    scales = np.float32(2.0) ** r.integers(-30, 30, 111).astype(np.float32)
+    normal = r.standard_normal(111).astype(np.float32) * scales
+    return np.concatenate([special.astype(np.float32), signalling, ties, odd_ties, normal])
 
 
 def to_bfloat(x: Any) -> np.ndarray:
@@ -96,9 +96,9 @@ def by_half(f: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 
 def tf32(x: np.ndarray) -> np.ndarray:
-    return np.where(
-        np.isnan(x), np.uint32(0x7FFFFFFF), (x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
-    )
+    """As in the machine code: ptxas adds half of the last bit, unless it is NaN, and cuts the rest off."""
+    bits = x.view(np.uint32)
+    return np.where(np.isnan(x), bits, bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
 
 
 def funnel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -158,6 +158,10 @@ INSTRUCTIONS: list[tuple[str, Any, Any, Callable[..., Any]]] = [
     ("bfind.shiftamt.u32 {d}, {a}", U, U, lambda a, b, c: 31 - np.floor(np.log2(a.astype(np.float64)))),
     ("max.f32 {d}, {a}, {b}", F32, F32, lambda a, b, c: np.fmax(a, b)),
     ("max.NaN.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.maximum(a, F32(0))),
+    (
+        "max.NaN.f32 {d}, {a}, 0fFF800000; cvt.rna.tf32.f32 {d}, {d}",
+        F32, F32, lambda a, b, c: tf32(a + F32(0)).view(F32),
+    ),
     ("setp.gtu.f32 p, {a}, {b}; selp.f32 {d}, 1.0, 2.0, p", F32, F32, lambda a, b, c: np.where(a <= b, 2, 1)),
     ("sqrt.rn.f32 {d}, {a}", F32, F32, lambda a, b, c: np.sqrt(a)),
     ("add.ftz.f32 {d}, {a}, 0f00000000", F32, F32, lambda a, b, c: np.where(np.abs(a) < 2.0**-126, 0, a)),
