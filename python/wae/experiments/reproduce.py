@@ -15,7 +15,7 @@ from pathlib import Path
 from wae.data.dataset import DatasetError
 
 from .reproduction.claim import Claim, Job
-from .reproduction.results import Result, read_result, weights_path
+from .reproduction.results import Result, read_result, tidy, weights_path
 from .reproduction.worker import Progress, Worker, lacks_remeasured, next_message
 
 
@@ -32,7 +32,7 @@ def run(
 
     A finished training is repeated if another needs its weights and they are missing. One that has its
     weights but lacks the accuracy with re-estimated statistics gets it, if ``data`` is available and
-    ``folder`` is writable.
+    ``folder`` is writable. What a killed run left of finished trainings is removed.
 
     Args:
         folder: for results, weights and checkpoints. The caller has locked it with
@@ -60,6 +60,8 @@ def run(
             raise
         todo, prepared = [], data
     results = {job: read_result(folder, job, claim) for job in wanted}
+    for job in filter(results.get, wanted):  # an earlier run may have been killed before it did this
+        tidy(folder, job, claim)
     results |= dict.fromkeys(todo)
     workers = [Worker(folder, prepared, claim, device) for _ in range(min(processes, len(todo)))]
     try:

@@ -33,8 +33,7 @@ def written(path: Path, force: bool = False, tidy: bool = True) -> Iterator[IO[b
     Args:
         path: the file to write.
         force: replace a regular file that is there.
-        tidy: remove temporary files that killed processes left behind for ``path``. This lists the folder,
-            which takes longer the more files are in it.
+        tidy: call :func:`remove_parts`, which takes longer the more files are in the folder.
 
     Raises:
         FileExistsError: see :func:`refuse_existing`.
@@ -42,9 +41,8 @@ def written(path: Path, force: bool = False, tidy: bool = True) -> Iterator[IO[b
     """
     refuse_existing(path, force)
     make_folder(path.parent)
-    for stale in _stale(path, os.O_RDWR) if tidy else ():
-        with contextlib.suppress(OSError):
-            stale.unlink()
+    if tidy:
+        remove_parts(path)
     temporary, raw = _part(path)
     try:
         with io.BufferedWriter(raw) as file:
@@ -58,6 +56,13 @@ def written(path: Path, force: bool = False, tidy: bool = True) -> Iterator[IO[b
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the temporary files that killed processes left behind for ``path``; those in use stay."""
+    for stale in _stale(path, os.O_RDWR):
+        with contextlib.suppress(OSError):
+            stale.unlink()
 
 
 def refuse_existing(path: Path, force: bool = False) -> None:

@@ -1,14 +1,15 @@
-"""The files that a training leaves in a folder: its result in JSON, and its weights."""
+"""The files of a training in a folder: its checkpoint, and what it leaves, a result in JSON and weights."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from wae.storage.files import read_json, written
+from wae.storage.files import read_json, remove_parts, written
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import differences
 from wae.wording import shown
@@ -67,6 +68,27 @@ def weights_path(folder: Path, job: Job) -> Path:
 def result_path(folder: Path, job: Job) -> Path:
     """Where a training's result is kept."""
     return folder / f"{job.stem}.json"
+
+
+def state_path(folder: Path, job: Job) -> Path:
+    """Where an unfinished training keeps its checkpoint."""
+    return folder / f"{job.stem}.state.safetensors"
+
+
+def tidy(folder: Path, job: Job, claim: Claim) -> None:
+    """Remove what a finished training no longer needs, and what one that was killed left half-written.
+
+    The checkpoint stays if the weights, which it holds too, are missing. So does everything in a folder that
+    is read-only.
+    """
+    if claim.registered[job.network] and not weights_path(folder, job).exists():
+        return
+    unneeded = state_path(folder, job), claim.start_path(folder, job)  # the result contains the second
+    with contextlib.suppress(OSError):
+        for path in unneeded:
+            path.unlink(missing_ok=True)
+    for path in (*unneeded, weights_path(folder, job), result_path(folder, job)):
+        remove_parts(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

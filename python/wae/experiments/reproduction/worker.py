@@ -31,7 +31,7 @@ from wae.training.state import Epoch
 from wae.training.trainer import Observer, TrainingError, train
 
 from .claim import Claim, Job
-from .results import Result, read_result, result_path, weights_path, write_json
+from .results import Result, read_result, result_path, state_path, tidy, weights_path, write_json
 
 
 class Progress(NamedTuple):
@@ -108,7 +108,7 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
     model, start = claim.start(job, folder, sets[0])
     mimics = any(stage.mimic_weight for stage in chosen.stages)
     teacher = load_classifier(weights_path(folder, Job(claim.full, job.seed))) if mimics else None
-    state = folder / f"{job.stem}.state.safetensors"
+    state = state_path(folder, job)
     observer = _Messenger(job, sum(stage.epochs for stage in chosen.stages), link)
     history = train(
         model,
@@ -130,8 +130,7 @@ def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, 
         path = weights_path(folder, job)
         save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
     write_json(result_path(folder, job), asdict(result))
-    state.unlink()
-    claim.start_path(folder, job).unlink(missing_ok=True)  # the result contains it
+    tidy(folder, job, claim)  # if this process is killed before it, the next run does it
     if claim.remeasures:  # last, because it can be repeated from the weights
         result = _remeasured(result, folder, claim, device, sets[0], held_out or sets[1])
     return result
