@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from wae.data.images import read_image
 from wae.data.walk import LeftOut, find
 from wae.experiments.machine import machine
 from wae.models.autoencoder import AutoEncoder, to_uint8
+from wae.progress import track
 from wae.storage import weights_file
 from wae.training import stage1
 from wae.training.linear_start import LinearTransform, best_linear, linear_reconstruction
@@ -43,7 +43,7 @@ from wae.training.losses import psnr
 def photos(folder: Path, what: str) -> Iterator[Tensor]:
     """Each photo as (3, H, W) uint8, with a progress bar; cropped to even sides for the linear transforms."""
     paths = [found.path for found in find([folder], LeftOut())]
-    for path in track(paths, what, disable=not sys.stderr.isatty()):
+    for path in track(paths, what):
         image = read_image(path)
         yield image[:, : image.shape[1] // 2 * 2, : image.shape[2] // 2 * 2]
 

@@ -7,7 +7,7 @@ python -m benches.bench_scores FOLDER      # the tables of docs/kernels.md
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,26 +21,13 @@ from wae_kernels.nn import ScoreDecoder
 from . import peers, result_files
 from .comparison import Side
 from .devices import EXACT, Setting
-from .modules import OURS, gradients, wide_gradients
+from .modules import OURS, FixedSize, gradients, wide_gradients
 from .tables import grid
 
 CASES = [(360, 480, 11), (512, 512, 21)]
 """Height, width and classes."""
 FEATURES = 16
 TABLES = "decode_scores", "decode_scores + backward"
-
-
-class ToSize(nn.Module):
-    """A score decoder for one image size, which engines can run."""
-
-    def __init__(self, decoder: ScoreDecoder, size: Sequence[int]) -> None:
-        super().__init__()
-        self.decoder, self.size = decoder, tuple(size)
-
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        scores: Tensor = self.decoder(low, high, self.size)
-        return scores
-
 
 Case = tuple[int, int, int]
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: "{}x{}-{}".format(*case))
@@ -49,8 +36,8 @@ EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: "{}x{}-{}".format
 def _pair(case: Case) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
     """Our module, PyTorch's with the same weights, and inputs."""
     height, width, classes = case
-    stock = ToSize(StockScoreDecoder(classes, FEATURES), (height, width)).eval()
-    ours = ToSize(ScoreDecoder(classes, FEATURES), (height, width)).eval()
+    stock = FixedSize(StockScoreDecoder(classes, FEATURES), (height, width)).eval()
+    ours = FixedSize(ScoreDecoder(classes, FEATURES), (height, width)).eval()
     ours.load_state_dict(stock.state_dict())
     return ours, stock, tuple(torch.randn(1, n, height // 2, width // 2) for n in (classes, FEATURES))
 

@@ -26,6 +26,8 @@ from wae.storage.checkpoint import load_classifier
 from wae.storage.weights_file import AUTOENCODER, CLASSIFIER
 from wae.training.losses import psnr
 
+_SIDE, _CROPS = 224, 10  # of the crops of a photo, and how many there are
+
 
 @torch.no_grad()
 def measure() -> dict[str, Any]:
@@ -65,10 +67,10 @@ def _in_both(model: Any, samples: Sequence[Tensor]) -> dict[str, Callable[[Tenso
     }
 
 
-def _crops(image: Tensor, size: int = 224, count: int = 10) -> list[Tensor]:
+def _crops(image: Tensor) -> list[Tensor]:
     """Crops of an image (3, H, W) along its diagonal."""
-    steps = [[round(i * (side - size) / (count - 1)) for i in range(count)] for side in image.shape[1:]]
-    return [image[None, :, y : y + size, x : x + size] for y, x in zip(*steps, strict=True)]
+    steps = [[round(i * (side - _SIDE) / (_CROPS - 1)) for i in range(_CROPS)] for side in image.shape[1:]]
+    return [image[None, :, y : y + _SIDE, x : x + _SIDE] for y, x in zip(*steps, strict=True)]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _AT_ONCE = 8  # images that the float64 reference computes at once, to save memo
 
 
 class FixedSize(nn.Module):
-    """A decoder for one output size, so that it takes only tensors, as exporters require."""
+    """A decoder, of images or scores, for one output size: it takes only tensors, as exporters require."""
 
     def __init__(self, decoder: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class FixedSize(nn.Module):
         self.size = size
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        image: Tensor = self.decoder(low, high, self.size)
-        return image
+        decoded: Tensor = self.decoder(low, high, self.size)
+        return decoded
 
 
 def pair(op: str, setting: Setting) -> tuple[nn.Module, nn.Module]:
