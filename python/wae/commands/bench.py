@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write a report with a figure, one HTML page"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results and the answer as JSON")
     shared.add_force(parser)
 
 
@@ -91,10 +91,11 @@ def run(options: argparse.Namespace) -> int:
         found = _compared(options, pairs, options.engine or bench.engines_for_cpu())
     except ValueError as error:
         raise shared.Failure(str(error)) from None
-    for line in (*bench_report.notes(found), bench_report.verdict(found)):
+    verdict = bench_report.verdict(found)
+    for line in (*bench_report.notes(found), verdict):
         print(line)
     if options.json is not None:
-        data = bench.as_data(found, options.seconds)
+        data = {**bench.as_data(found, options.seconds), "verdict": verdict}
         _write(options.json, json.dumps(data, indent=1) + "\n", options.force)
     if options.output is not None:
         _write(options.output, bench_report.page(found), options.force)

@@ -67,8 +67,6 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
     ]
     if any(row.precision == "int8" for c in comparisons for row in c.rows):
         lines.append(f"int8 was calibrated on {comparisons[0].scales_from}.")
-    if disturbed := disturbance(max((c.others or 0.0 for c in comparisons), default=0.0)):
-        lines.append(f"{disturbed.capitalize()}.")
     if set_here := limits():
         settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
         lines.append(f"Limited by {settings}.")
@@ -77,19 +75,25 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:
-    """Whether WAE is worth it, in one sentence. Each network is timed in its own fastest form."""
-    answers = []
+    """Whether WAE is worth it, in one line. Each network is timed in its own fastest form.
+
+    "perhaps" for a network if other programs used the machine meanwhile, which the line then says too.
+    """
+    answers, doubts = [], []
     for network in dict.fromkeys(c.network for c in comparisons):
         found = [c for c in comparisons if c.network == network]
         worth = [c for c in found if c.ratio >= _WORTH]
         word = "yes" if len(worth) == len(found) else "no" if not worth else "in part"
+        if disturbed := disturbance(max(c.others or 0.0 for c in found)):
+            word = f"perhaps {word}"
+            doubts.append(f" {network}: {disturbed}.")
         ratios = ", ".join(f"{c.ratio:.2f}x at batch {c.images}" for c in found)
         shares = ", ".join(f"{c.ratio / c.promised:.0%}" for c in found)
         answers.append(
             f"{word} for {network}: {ratios}, against its fastest form today "
             f"({shares} of {found[0].promised:.2f}x, the ratio of multiply-adds)"
         )
-    return f"Is WAE worth it here? {'; '.join(answers)}."
+    return f"Is WAE worth it here? {'; '.join(answers)}.{''.join(doubts)}"
 
 
 def milliseconds(seconds: float) -> str:

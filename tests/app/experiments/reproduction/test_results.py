@@ -1,4 +1,4 @@
-"""Result files: read back as a training wrote them, refused if they are damaged, alone once it is finished."""
+"""Result files: read back as written, refused if they are damaged; what a kill leaves beside them is removed."""
 
 import json
 from dataclasses import asdict
