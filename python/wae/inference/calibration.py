@@ -18,6 +18,7 @@ from wae.errors import WaeError
 from wae.progress import track
 from wae.wording import counted, shown
 
+from .precision import IMAGES
 from .reading import images
 
 CHECKED = 1_000
@@ -27,6 +28,7 @@ STEP = 4
 """Images in a batch of the calibration."""
 
 _READ = 32  # images that are read at a time
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # PyTorch compares none of them with others
 
 Source = Tensor | Iterable[Any] | Dataset | str | PathLike[str]
 """Where calibration images come from: a tensor (M, 3, H, W); an iterable of such tensors or of pairs
@@ -82,8 +84,10 @@ def _gathered(source: Source, size: tuple[int, int], count: int, scales: bool, i
             raise CalibrationError(
                 f"calibration: images must be (N, 3, {size[0]}, {size[1]}), got {tuple(part.shape)}"
             )
-        if part.dtype != torch.uint8 and not part.is_floating_point():
-            raise CalibrationError(f"calibration: images must be uint8 or floating point, got {part.dtype}")
+        if part.dtype not in IMAGES.values():
+            raise CalibrationError(
+                f"calibration: images must be one of {', '.join(IMAGES)}, got {part.dtype}"
+            )
         parts.append(part.cpu())
         if targets is not None:
             if labels and targets.shape[1:] != labels[0].shape[1:]:
@@ -146,7 +150,7 @@ def _pair(part: Any) -> tuple[Tensor, Tensor | None]:
         raise CalibrationError(f"calibration: need a label for each image, got {shape} for {images_given}")
     if labels.is_complex():
         raise CalibrationError(f"calibration: labels must be numbers, got {labels.dtype}")
-    return images, labels
+    return images, labels.long() if labels.dtype in _UNSIGNED else labels
 
 
 def _others(total: int, numbers: Sequence[int]) -> Iterator[int]:

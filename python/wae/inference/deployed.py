@@ -17,7 +17,7 @@ from .arguments import example_images
 from .engines import Engine, Prepared, Run
 from .front import End, Front
 from .not_finite import finite_by_numpy, nan_where_not_finite
-from .precision import DTYPES
+from .precision import DTYPES, IMAGES
 from .saving import save
 from .undisturbed import undisturbed
 
@@ -78,9 +78,10 @@ class Deployed:
         The scores of an image with NaN or infinity are NaN in every engine.
 
         Args:
-            images: (N, 3, H, W) on the model's device, any strides, uint8 or floating point; H and W are
-                those of ``size``. A WAE network applies its ``image_scale`` and ``image_shift``, as the model
-                does; any other network takes the values as they are.
+            images: (N, 3, H, W) on the model's device, any strides, in a dtype of
+                :data:`.precision.IMAGES`; H and W are those of ``size``. A WAE network applies its
+                ``image_scale`` and ``image_shift``, as the model does; any other network takes the values as
+                they are.
 
         Returns:
             (N, classes) or (N, classes, H, W), in the model's dtype, or in that of ``precision`` if it is
@@ -181,8 +182,8 @@ class Deployed:
                 f"images must be (N, {', '.join(map(str, wanted))}) with N at least 1, "
                 f"got {tuple(images.shape)}"
             )
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
+        if images.dtype not in IMAGES.values():
+            raise TypeError(f"images must be one of {', '.join(IMAGES)}, got {images.dtype}")
         if images.device != self._front.device:
             raise ValueError(f"images must be on {self._front.device}, got {images.device}")
 

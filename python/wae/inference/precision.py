@@ -19,6 +19,9 @@ DTYPES = {
 NAMES = (*DTYPES, "int8")
 """All precisions."""
 
+IMAGES = {"uint8": torch.uint8, **DTYPES}
+"""The dtypes of images that a deployed network takes, by name: those of the ops, so not float8."""
+
 _INSTRUCTIONS = {
     "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
     "float16": ("avx512_fp16", "amx_fp16", "fp16_arith", "asimdhp"),

@@ -75,8 +75,9 @@ def test_a_loader_without_labels_may_yield_lists_of_one_tensor():
         (torch.zeros(3, *SIZE), "images must be"),
         (
             torch.zeros(20, 3, *SIZE, dtype=torch.int64),
-            "images must be uint8 or floating .*, got torch.int64",
+            "images must be one of uint8, float64, .*, got torch.int64",
         ),
+        (torch.zeros(20, 3, *SIZE).to(torch.float8_e5m2), "images must be one of .*, got torch.float8_e5m2"),
         (["a.png"], "need tensors of images, got str"),
         ([()], "need tensors of images, got tuple"),
         ([(torch.zeros(3, *SIZE), 5)], r"images must be \(N, 3, 20, 33\), got \(3, 20, 33\)"),

@@ -199,6 +199,16 @@ def test_labels_that_are_not_classes_are_refused(label, message, model):
         deploy(model, SIZE, engine="eager", calibration=data, calibration_images=10)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32], ids=str)
+def test_labels_of_any_dtype_that_holds_them(dtype, model):
+    """The 16-bit numbers of label PNGs ended in an error of PyTorch's, which has no comparison for them."""
+    data = images(20)
+    with torch.no_grad():
+        labels = model(data).argmax(1).to(dtype)
+    deployed = deploy(model, SIZE, engine="eager", calibration=[(data, labels)], calibration_images=10)
+    assert deployed.report["accuracy"] == {"model": 1, "deployed": 1}
+
+
 @pytest.mark.parametrize("wrong", ["0.1", torch.nan, True])
 def test_limits_that_are_not_numbers_are_refused(wrong, model, tmp_path):
     for make in (deploy, partial(export, path=tmp_path / "n", file_format="torch")):
