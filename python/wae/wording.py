@@ -20,6 +20,11 @@ def shown(value: object) -> str:
     return "a number that is too long to print"
 
 
+def is_unicode(text: str) -> bool:
+    """Whether ``text`` has no lone surrogates, by which Python represents bytes that are no UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def first_line(error: Exception) -> str:
     """The first line of the message of ``error``; the name of its type if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

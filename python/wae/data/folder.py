@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wae.wording import is_unicode
+
 from .dataset import DatasetError, Draw, permuted, seeded
-from .image_files import ImageFiles, OnCorrupt, transform
+from .image_files import ImageFiles, OnCorrupt, held_out, transform
 from .images import LONGEST, MAX_PIXELS, read_image
 from .input import Input
 from .walk import LeftOut, find, is_hidden
@@ -120,8 +122,8 @@ def image_folder(
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder")
-    trained_on, held_out = folder / "train", folder / ("val" if (folder / "val").is_dir() else "test")
-    chosen, other = (trained_on, held_out) if train else (held_out, trained_on)
+    parts = folder / "train", folder / held_out(folder)
+    chosen, other = parts if train else parts[::-1]
     if not chosen.is_dir():
         names = "train" if train else "val or test"
         raise DatasetError(f"{folder}: there is no folder {names} in it; need {names}/CLASS/IMAGE")
@@ -129,7 +131,7 @@ def image_folder(
     labels = _classes(chosen, left_out)
     if other.is_dir() and (different := set(labels) ^ set(_classes(other, LeftOut()))):
         raise DatasetError(
-            f"{folder}: {trained_on.name} and {held_out.name} need the same classes; only one of them has "
+            f"{folder}: {parts[0].name} and {parts[1].name} need the same classes; only one of them has "
             + ", ".join(sorted(different)[:10])
         )
     samples = [
@@ -156,7 +158,7 @@ def _classes(folder: Path, left_out: LeftOut) -> list[str]:
         else:
             labels.append(entry.name)
     for label in labels:
-        if any("\ud800" <= character <= "\udfff" for character in label):  # bytes that are not UTF-8
+        if not is_unicode(label):
             raise DatasetError(f"{folder}: the name of the folder {label!r} is not UTF-8; rename it")
     if not labels:
         raise DatasetError(f"{folder}: is empty; need a folder of images for each class")

@@ -88,6 +88,11 @@ class ImageFiles(ABC):
             return str(error)
 
 
+def held_out(folder: Path) -> str:
+    """The part that a training is tested on: ``val``, or ``test`` if there is no ``val``."""
+    return "val" if (folder / "val").is_dir() else "test"
+
+
 def left_out_of(data: Dataset) -> str:
     """One line on what the search for the files of ``data`` left out; empty if nothing."""
     return f"{data.folder}: {data.left_out}" if isinstance(data, ImageFiles) and str(data.left_out) else ""

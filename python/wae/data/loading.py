@@ -24,11 +24,11 @@ from .crops import Crops
 from .dataset import Dataset, DatasetError, Draw, InMemory, random_seed
 from .folder import ImageFolder, image_folder
 from .idx import fashion_mnist, holds_fashion_mnist
-from .image_files import ImageFiles, OnCorrupt
+from .image_files import ImageFiles, OnCorrupt, held_out
 from .images import MAX_PIXELS, ImageError
 from .input import Input, evaluation_resize, whole
 from .photos import digits
-from .segmentation import SegmentationFolder, held_out, holds_segmentation, segmentation_folder
+from .segmentation import SegmentationFolder, holds_segmentation, segmentation_folder
 from .shards import Shards, is_sharded, shards
 
 _FILES_OF_WORKER = 8  # that the main process opens at most: 2 pipes of 2 ends, and 2 batches of 2 tensors

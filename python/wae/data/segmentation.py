@@ -231,11 +231,6 @@ def _size_of(path: str, max_pixels: int) -> Input:
     return whole(height, width)
 
 
-def held_out(folder: Path) -> str:
-    """The part that a training is tested on: ``val``, or ``test`` if there is no ``val``."""
-    return "val" if (folder / "val").is_dir() else "test"
-
-
 def holds_segmentation(folder: Path) -> bool:
     """Whether the folder has the layout described above. A ``classes.txt`` alone is not enough.
 

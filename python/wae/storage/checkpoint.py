@@ -30,7 +30,7 @@ from wae.models.own import own_copy
 from wae.models.registry import NETWORKS as _NETWORKS
 from wae.models.registry import build, builder
 from wae.models.segmentation import networks as segmentation
-from wae.wording import counted, shown
+from wae.wording import counted, is_unicode, shown
 from wae_kernels.nn import Decoder
 
 from . import weights_file
@@ -86,13 +86,8 @@ class Description:
         if len(self.labels) != self.classes:
             raise ValueError(f"labels must be {self.classes}, one for each class, got {len(self.labels)}")
         for label in self.labels:
-            if type(label) is not str or not 1 <= len(label) <= _MAX_LABEL or not _is_unicode(label):
+            if type(label) is not str or not 1 <= len(label) <= _MAX_LABEL or not is_unicode(label):
                 raise ValueError(f"labels must be texts of 1 to {_MAX_LABEL} characters, got {shown(label)}")
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether ``text`` has no lone surrogates, by which Python represents bytes that are no UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def save_classifier(
