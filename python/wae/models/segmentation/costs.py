@@ -7,15 +7,11 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import nn
-from torchvision.models import segmentation
 
 from wae.models.counting import count
 from wae.models.meta import on_meta
 
-from .enet import ENet
-from .icnet import ICNet
-from .libraries import pspnet
-from .mobilenet_deconv import MobileNetDeconv
+from .networks import network
 from .segmenter import HalfResolutionSegmenter, wae_segmenter
 
 SIZE = (360, 480)
@@ -23,24 +19,22 @@ SIZE = (360, 480)
 CLASSES = 11
 """CamVid's classes."""
 
-_OF_TORCHVISION = ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+_COMPARED = {
+    "ENet": "enet",
+    "mobilenet_deconv": "mobilenet_deconv",
+    "mobilenet_deconv, compensated": "mobilenet_deconv_compensated",
+    "ICNet": "icnet",
+    "pspnet_resnet18": "pspnet_resnet18",
+    **{name: name for name in ("deeplabv3_resnet50", "fcn_resnet50", "lraspp_mobilenet_v3_large")},
+}
+"""The names in :mod:`wae.models.segmentation.networks`, by those in the table."""
 
 Builder = Callable[[], nn.Module]
 
 
 def compared() -> dict[str, Builder]:
-    """Constructors of our networks and of some from the libraries."""
-    networks: dict[str, Builder] = {
-        "ENet": lambda: ENet(CLASSES),
-        "mobilenet_deconv": lambda: MobileNetDeconv(CLASSES),
-        "mobilenet_deconv, compensated": lambda: MobileNetDeconv(CLASSES, compensated=True),
-        "ICNet": lambda: ICNet(CLASSES),
-        "pspnet_resnet18": lambda: pspnet(CLASSES),
-    }
-    for name in _OF_TORCHVISION:
-        make = getattr(segmentation, name)
-        networks[name] = partial(make, weights=None, weights_backbone=None, num_classes=CLASSES)
-    return networks
+    """Constructors of our networks and of some from the libraries, by their names in the table."""
+    return {title: partial(network, name, CLASSES) for title, name in _COMPARED.items()}
 
 
 def table() -> str:

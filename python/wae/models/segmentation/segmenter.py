@@ -54,18 +54,14 @@ def pixel_scores(network: nn.Module, image: Tensor) -> Tensor:
 
 
 class LightBody(nn.Sequential):
-    """Two 3 x 3 convolutions with BatchNorm and ReLU: (N, 3, h, w) to (N, channels, h, w).
+    """Two 3 x 3 convolutions with BatchNorm and ReLU: (N, 3, h, w) to (N, 16, h, w)."""
 
-    Args:
-        channels: the number of channels of the features.
-    """
-
-    def __init__(self, channels: int = _WIDTH) -> None:
+    def __init__(self) -> None:
         layers: list[nn.Module] = []
-        for before in (3, channels):
+        for before in (3, _WIDTH):
             layers += [
-                nn.Conv2d(before, channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
+                nn.Conv2d(before, _WIDTH, 3, padding=1, bias=False),
+                nn.BatchNorm2d(_WIDTH),
                 nn.ReLU(inplace=True),
             ]
         super().__init__(*layers)
@@ -81,11 +77,10 @@ class Fusion(ScoreDecoder):
     Args:
         classes: the number of channels of the scores.
         features: the number of channels of the features.
-        width: the number of channels in between.
     """
 
-    def __init__(self, classes: int, features: int, width: int = _WIDTH) -> None:
-        super().__init__(classes, features, width)
+    def __init__(self, classes: int, features: int) -> None:
+        super().__init__(classes, features, _WIDTH)
         self.apply(initialize)
         self._start_bilinear()
 
