@@ -26,7 +26,7 @@ class ImageFolder(ImageFiles):
         labels: the names of the classes.
         size: height and width of the samples, in pixels.
         resize: length of the shorter side before the centre is cropped, without augmentation.
-        interpolation, squash, grayscale: see :class:`wae.data.input.Input`.
+        interpolation, squash, grayscale, width: see :class:`wae.data.input.Input`.
         augment: see :func:`transform`.
         seed: seeds the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
@@ -54,12 +54,13 @@ class ImageFolder(ImageFiles):
         interpolation: str = "bilinear",
         squash: bool = False,
         grayscale: bool = False,
+        width: int | None = None,
     ) -> None:
         if not 1 <= size <= resize:
             raise DatasetError(f"size and resize: need 1 <= size <= resize, got {size} and {resize}")
-        super().__init__((size, size), seed, on_corrupt, max_pixels, folder, left_out)
+        self.input = Input(size, resize, grayscale, interpolation, squash, width)
+        super().__init__(self.input.shape, seed, on_corrupt, max_pixels, folder, left_out)
         self.samples, self.labels, self.size = list(samples), tuple(labels), size
-        self.input = Input(size, resize, grayscale, interpolation, squash)
         self._transform = transform(self.input, augment)
 
     def __len__(self) -> int:
@@ -103,6 +104,7 @@ def image_folder(
     interpolation: str = "bilinear",
     squash: bool = False,
     grayscale: bool = False,
+    width: int | None = None,
 ) -> ImageFolder:
     """The images in ``folder/train/CLASS``, or in ``folder/val/CLASS`` (``test`` if there is no ``val``).
 
@@ -112,7 +114,7 @@ def image_folder(
     Args:
         folder: contains ``train`` and ``val``.
         train: open ``train`` rather than ``val``.
-        size, resize, seed, augment, on_corrupt, max_pixels, interpolation, squash, grayscale: see
+        size, resize, seed, augment, on_corrupt, max_pixels, interpolation, squash, grayscale, width: see
             :class:`ImageFolder`.
 
     Raises:
@@ -141,7 +143,7 @@ def image_folder(
     ]
     return ImageFolder(
         samples, labels, size, resize, augment, seed, on_corrupt, max_pixels, chosen, left_out,
-        interpolation, squash, grayscale,
+        interpolation, squash, grayscale, width,
     )  # fmt: skip
 
 

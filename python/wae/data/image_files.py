@@ -103,13 +103,13 @@ def transform(input: Input, augment: bool) -> Callable[[Tensor], Tensor]:
 
     Args:
         input: how to scale and crop. With ``augment`` only its size, interpolation and grayscale are used.
-        augment: crop a random 8 % to 100 % of the image, scale it to ``input.size``, and flip half of them.
+        augment: crop a random 8 % to 100 % of the image, scale it to ``input.shape``, and flip half of them.
     """
     from torchvision.transforms import v2
 
     if not augment:
         return partial(prepare, input=input)
     scaled = v2.InterpolationMode(input.interpolation)
-    augmentation = [v2.RandomResizedCrop(input.size, interpolation=scaled), v2.RandomHorizontalFlip()]
+    augmentation = [v2.RandomResizedCrop(input.shape, interpolation=scaled), v2.RandomHorizontalFlip()]
     made: Callable[[Tensor], Tensor] = v2.Compose([*augmentation, *([luma] if input.grayscale else [])])
     return made

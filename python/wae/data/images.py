@@ -143,7 +143,7 @@ def check_length(height: int, width: int, longest: int = LONGEST) -> None:
     """Raise ImageError if one side of an image is more than ``longest`` times as long as the other."""
     if max(height, width) > longest * min(height, width):
         raise ImageError(
-            f"need one side at most {longest} times as long as the other, got {width} x {height} pixels"
+            f"need one side at most {longest} times as long as the other, got {height} x {width} pixels"
         )
 
 
@@ -184,7 +184,7 @@ def _opened(
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     with Image.open(file, formats=formats) as image:
         if image.width * image.height > max_pixels:
-            raise ImageError(f"{image.width} x {image.height} pixels exceed the limit of {max_pixels:,}")
+            raise ImageError(f"{image.height} x {image.width} pixels exceed the limit of {max_pixels:,}")
         yield image
 
 

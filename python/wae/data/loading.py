@@ -92,7 +92,7 @@ def open_dataset(
         return shards(str(source), train, size, augment, seed, on_corrupt, max_pixels)
     return image_folder(
         folder, train, size.size, size.resize, seed, augment, on_corrupt, max_pixels,
-        size.interpolation, size.squash, size.grayscale,
+        size.interpolation, size.squash, size.grayscale, size.width,
     )  # fmt: skip
 
 

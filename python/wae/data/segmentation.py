@@ -144,7 +144,7 @@ class SegmentationFolder(ImageFiles):
         if label.shape != image.shape[1:]:
             (h, w), (height, width) = label.shape, image.shape[1:]
             raise DatasetError(
-                f"{label_path}: has {w} x {h} pixels, and its image, {path}, {width} x {height}"
+                f"{label_path}: has {h} x {w} pixels, and its image, {path}, {height} x {width}"
             )
         nearest = v2.InterpolationMode.NEAREST_EXACT
         scaled = prepare(image, self.input), transforms.resize(label[None], list(self.shape), nearest)[0]
@@ -226,7 +226,7 @@ def _size_of(path: str, max_pixels: int) -> Input:
     height, width = read_image(path, max_pixels, LONGEST).shape[1:]
     if max(height, width) > MAX_SIZE:
         raise DatasetError(
-            f"{path}: has {width} x {height} pixels, more than {MAX_SIZE} along a side: set --size"
+            f"{path}: has {height} x {width} pixels, more than {MAX_SIZE} along a side: set --size"
         )
     return whole(height, width)
 

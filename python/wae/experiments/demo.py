@@ -97,7 +97,7 @@ def show(console: Console, rows: Sequence[Row], folder: Path) -> None:
     for name in ("photo", "size", "PSNR\ndB", "best linear\ndB", "energy\nhigh / low", "picture"):
         table.add_column(name, justify="left" if name in ("photo", "picture") else "right")
     for row in rows:
-        size = f"{row.width} x {row.height}"
+        size = f"{row.height} x {row.width}"
         quality = f"{row.psnr:.2f}", f"{row.best_linear_psnr:.2f}"
         energy = f"{100 * row.energy:.1f} %"
         table.add_row(printable(row.photo), size, *quality, energy, printable(row.picture))

@@ -98,9 +98,9 @@ def picture(shown: Parts) -> Image.Image:
     zoom = zoom_of(shown.image)
     drawn = "" if zoom == 1 else f", drawn {zoom} x" if zoom > 1 else f", drawn 1/{round(1 / zoom)}"
     columns = [
-        [(f"input, {width} x {height}{drawn}", shown.image)],
+        [(f"input, {height} x {width}{drawn}", shown.image)],
         [
-            (f"low, {shown.low.shape[2]} x {shown.low.shape[1]}", shown.low),
+            (f"low, {shown.low.shape[1]} x {shown.low.shape[2]}", shown.low),
             (f"high x {high_factor}", amplified(shown.high, high_factor)),
         ],
         [("reconstruction", shown.reconstruction)],

@@ -166,7 +166,10 @@ def _accuracy(recorded: Any) -> str:
 
 
 def _sentence(input: Input) -> str:
+    """How a photo becomes the network's input, for the card."""
+    size = "{} x {}".format(*input.shape)
+    how = f"({input.interpolation}){', in grey' if input.grayscale else ''}"
+    if input.is_whole:
+        return f"the full image, scaled to {size} {how}"
     scaled = "both sides" if input.squash else "the shorter side"
-    grey = ", in grey" if input.grayscale else ""
-    size = f"{input.size} x {input.size}"
-    return f"{size} out of the middle, {scaled} scaled to {input.resize} ({input.interpolation}){grey}"
+    return f"{size} out of the middle, {scaled} scaled to {input.resize} {how}"

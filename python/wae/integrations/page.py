@@ -161,7 +161,7 @@ class _ImageTab:
         high_by, error_by = (min(_AMPLIFIED, panels.amplification(x)) for x in (parts.high, parts.error))
         return [
             _line(
-                f"{width} x {height} pixels. Reconstructed with a PSNR of {parts.psnr:.2f} dB; the energy of "
+                f"{height} x {width} pixels. Reconstructed with a PSNR of {parts.psnr:.2f} dB; the energy of "
                 f"high is {100 * parts.energy:.1f} % of low's."
             ),
             panels.draw(parts.low, panels.zoom_of(parts.image)),

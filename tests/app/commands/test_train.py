@@ -442,11 +442,11 @@ def test_a_folder_name_is_printed_escaped(train, images, tmp_path, capsys):
 
 def test_images_above_max_pixels_are_refused(train, images, tmp_path, capsys):
     assert train("--max-pixels", 359) == 1
-    assert "18 x 20 pixels exceed the limit of 359" in errors(capsys)
+    assert "20 x 18 pixels exceed the limit of 359" in errors(capsys)
     assert train("--max-pixels", 360, "--force") == 0
     model = tmp_path / "out" / "model.safetensors"
     assert run("eval", model, "--data", images, "--max-pixels", 359) == 1
-    assert "18 x 20 pixels exceed the limit of 359" in errors(capsys)
+    assert "20 x 18 pixels exceed the limit of 359" in errors(capsys)
 
 
 def test_resume_needs_the_same_max_pixels(train, images, capsys):

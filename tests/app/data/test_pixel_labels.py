@@ -294,10 +294,10 @@ def unknown_number(scenes):
 
 MISFITS = {
     "unknown number": (unknown_number, "row 7, column 5 has the number 17, .*known are 0 to 3 and 255"),
-    "size": (lambda scenes: relabel(scenes, np.zeros((36, 47), np.uint8)), "has 47 x 36 pixels, .* 48 x 36"),
+    "size": (lambda scenes: relabel(scenes, np.zeros((36, 47), np.uint8)), "has 36 x 47 pixels, .* 36 x 48"),
     "transposed": (
         lambda scenes: relabel(scenes, np.zeros((48, 36), np.uint8)),
-        "has 36 x 48 pixels, .* 48 x 36",
+        "has 48 x 36 pixels, .* 36 x 48",
     ),
 }
 UNREADABLE = {
@@ -366,9 +366,9 @@ def test_missing_folders_and_images_are_errors(scenes):
 
 
 def test_max_pixels_applies_to_labels_and_to_the_first_image(scenes):
-    with pytest.raises(ImageError, match=r"labels/00\.png: 48 x 36 pixels exceed the limit of 1,700"):
+    with pytest.raises(ImageError, match=r"labels/00\.png: 36 x 48 pixels exceed the limit of 1,700"):
         small(scenes, max_pixels=1700).shares()
-    with pytest.raises(ImageError, match=r"images/00\.jpg: 48 x 36 pixels exceed the limit of 1,700"):
+    with pytest.raises(ImageError, match=r"images/00\.jpg: 36 x 48 pixels exceed the limit of 1,700"):
         open_dataset(scenes, True, False, 0, max_pixels=1700)
 
 
@@ -423,7 +423,7 @@ def test_two_images_with_the_same_labels_are_refused(scenes):
 def test_a_first_image_that_is_too_large_needs_a_size(scenes, shape):
     for kind, mode in (("images", "RGB"), ("labels", "L")):
         path = next((scenes / "train" / kind).glob("00.*"))
-        Image.new(mode, shape).save(path)
+        Image.new(mode, shape[::-1]).save(path)
     with pytest.raises(
         DatasetError, match=rf"00\.jpg: has {shape[0]} x {shape[1]} pixels, more than 2048 .*: set --size"
     ):

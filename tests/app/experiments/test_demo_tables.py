@@ -16,7 +16,7 @@ from PIL import Image
 from printed_tables import rich_cells
 from rich.console import Console
 
-from wae.experiments import comparison, demo
+from wae.experiments import comparison, demo, panels
 from wae.inference.agreement import DisagreementError
 from wae.inference.timing import Timing
 from wae.models.autoencoder import AutoEncoder
@@ -112,7 +112,7 @@ def test_the_photos_table_fits_80_columns(console: Console, tmp_path: Path) -> N
     assert errors == []
     rows = lines(console)
     assert max(map(len, rows)) <= 80
-    assert any("astronaut" in row and "4096 x 61" in row and "out.png" in row for row in rows)
+    assert any("astronaut" in row and "61 x 4096" in row and "out.png" in row for row in rows)
 
 
 def test_a_picture_that_cannot_be_written_does_not_stop_the_others(console: Console, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_picture_that_cannot_be_written_does_not_stop_the_others(console: Cons
 def test_the_photos_table(console: Console) -> None:
     demo.show(console, [demo.Row("astronaut", 512, 480, 41.257, 33.104, 0.0456, "out.png")], Path("out[b]"))
     printed = lines(console)
-    row = ["astronaut", "512 x 480", "41.26", "33.10", "4.6 %", "out.png"]
+    row = ["astronaut", "480 x 512", "41.26", "33.10", "4.6 %", "out.png"]
     assert row in rich_cells("\n".join(printed))
     assert f"The pictures are in the folder out[b]{os.sep}" in printed
 
@@ -139,3 +139,11 @@ def test_the_best_linear_transform_keeps_six_numbers_of_each_full_block() -> Non
     assert demo.best_linear_psnr(grey) == math.inf
     assert demo.best_linear_psnr(noise) == demo.best_linear_psnr(noise[:, :8, :12]) < 40
     assert demo.best_linear_psnr(torch.cat([grey, noise[:, :8, :12]], 1)) < 40
+
+
+def test_the_sizes_in_a_picture_are_height_x_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everywhere else; they were width x height."""
+    drawn, labelled = [], panels.labelled
+    monkeypatch.setattr(panels, "labelled", lambda *given: drawn.append(given[0]) or labelled(*given))
+    panels.picture(panels.parts(AutoEncoder().eval(), torch.zeros(3, 221, 240, dtype=torch.uint8)))
+    assert drawn[:2] == ["input, 221 x 240", "low, 111 x 120"]

@@ -344,7 +344,7 @@ def test_max_pixels(photos, weights, capsys):
     assert run(*arguments, 24 * 30) == 0
     capsys.readouterr()
     assert run(*arguments, 24 * 30 - 1) == 1
-    assert lines(capsys.readouterr().out)[0]["error"] == "30 x 24 pixels exceed the limit of 719"
+    assert lines(capsys.readouterr().out)[0]["error"] == "24 x 30 pixels exceed the limit of 719"
 
 
 def test_unusable_weights_are_named(photos, tmp_path, capsys):

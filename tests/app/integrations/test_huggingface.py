@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from programs import run_program
 
 import wae
 from wae.cli import main
+from wae.data.input import Input, whole
 from wae.inference.export import export
 from wae.integrations.huggingface import HubClassifier
 from wae.models.registry import build
@@ -150,3 +152,19 @@ def test_the_card_states_the_accuracy_as_each_command_records_it(accuracy: objec
     model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
     card = HubClassifier(model.model, model.described, {"accuracy": accuracy}).generate_model_card()
     assert "| accuracy | 50.00 % of" in card.content
+
+
+@pytest.mark.parametrize(
+    ("input", "said"),
+    [
+        (Input(20, 24), "20 x 20 out of the middle, the shorter side scaled to 24 (bilinear)"),
+        (Input(20, 24, squash=True), "20 x 20 out of the middle, both sides scaled to 24 (bilinear)"),
+        (replace(whole(36, 48), grayscale=True), "the full image, scaled to 36 x 48 (bilinear), in grey"),
+    ],
+    ids=["crop", "squash", "not square"],
+)
+def test_the_card_says_how_images_are_prepared(input: Input, said: str) -> None:
+    """An input that is not square was called a square, out of the middle."""
+    model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
+    card = HubClassifier(model.model, replace(model.described, input=input)).generate_model_card()
+    assert f"| images | {said} |" in card.content

@@ -173,7 +173,7 @@ def test_a_file_that_was_not_uploaded_is_not_read(tmp_path: Path) -> None:
         said = server.end()
     assert "60 x 40" not in refused
     assert "InvalidPathError" in said
-    assert "451 x 300 pixels" in example
+    assert "300 x 451 pixels" in example
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def pixels(page: Any, alt: str) -> str:
 @pytest.mark.slow
 def test_a_photo_is_decomposed_and_classified(page: Any, tmp_path: Path) -> None:
     upload(page, photos.photo_path("chelsea"))
-    said = page.get_by_role("status").filter(has_text="451 x 300 pixels")
+    said = page.get_by_role("status").filter(has_text="300 x 451 pixels")
     said.wait_for()
     psnr = re.search(r"PSNR of (\d+\.\d+) dB", said.inner_text())
     assert psnr is not None
@@ -338,7 +338,7 @@ def test_a_photo_is_decomposed_and_classified(page: Any, tmp_path: Path) -> None
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(second)
     page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
     upload(page, second)
-    page.get_by_role("status").filter(has_text="60 x 40 pixels").wait_for()
+    page.get_by_role("status").filter(has_text="40 x 60 pixels").wait_for()
     assert pixels(page, "low:") != before["low:"]
 
 
@@ -372,7 +372,7 @@ def test_unusable_images_are_reported_in_a_line(page: Any, tmp_path: Path) -> No
     large = tmp_path / "large.png"
     Image.new("RGB", (2000, 1000)).save(large)
     upload(page, large)
-    page.get_by_role("alert").filter(has_text="2000 x 1000 pixels exceed the limit of 400,000").wait_for()
+    page.get_by_role("alert").filter(has_text="1000 x 2000 pixels exceed the limit of 400,000").wait_for()
 
 
 @pytest.mark.slow
@@ -390,7 +390,7 @@ def test_the_measurements_are_plots_and_numbers(page: Any) -> None:
 @pytest.mark.slow
 def test_every_control_has_an_accessible_name(page: Any) -> None:
     upload(page, photos.photo_path("chelsea"))
-    page.get_by_role("status").filter(has_text="451 x 300 pixels").wait_for()
+    page.get_by_role("status").filter(has_text="300 x 451 pixels").wait_for()
     for role in ("slider", "checkbox", "tab", "button", "spinbutton"):
         for element in page.get_by_role(role).all():
             if element.is_visible():

@@ -322,7 +322,7 @@ def test_choosing_a_plan_respects_the_given_size_and_pixel_limit(tmp_path):
         return command._plan(cli.build_parser().parse_args([*line, *more]))[0]
 
     assert chosen("--size", "16x32") == find("camvid")
-    with pytest.raises(ImageError, match="2064 x 16 pixels exceed the limit of 100"):
+    with pytest.raises(ImageError, match="16 x 2064 pixels exceed the limit of 100"):
         chosen("--max-pixels", "100")
 
 

@@ -1,4 +1,4 @@
-"""Result files: read back as written, refused if they are damaged; what a kill leaves beside them is removed."""
+"""Result files: read back as written, refused if damaged; what a kill left beside them is removed."""
 
 import json
 from dataclasses import asdict
