@@ -177,12 +177,24 @@ def read_record(path: Path | str) -> Iterator[dict[str, Any]]:
         raise CheckpointError(f"{path}: its record cannot be read ({first_line(error)})") from None
 
 
-def _check(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless ``tensors``, from the file at ``path``, are exactly those of ``model``."""
-    have, need = ({n: tuple(t.shape) for n, t in d.items()} for d in (tensors, model.state_dict()))
+def mismatches(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], without_counters: bool = False
+) -> list[str]:
+    """How the names and shapes of tensors in a file differ from the ``wanted`` ones, for errors.
+
+    The file may be ``without_counters`` of BatchNorms, as old files of PyTorch are.
+    """
+    have, need = ({n: tuple(t.shape) for n, t in tensors.items()} for tensors in (found, wanted))
+    if without_counters:
+        need = {n: s for n, s in need.items() if n in have or not n.endswith("num_batches_tracked")}
     wrong = [f"{name} is missing" for name in need if name not in have]
     wrong += [f"{name} is unexpected" for name in have if name not in need]
-    wrong += [f"{n} is {have[n]}, not {need[n]}" for n in need if n in have and have[n] != need[n]]
+    return wrong + [f"{n} is {have[n]}, not {need[n]}" for n in need if n in have and have[n] != need[n]]
+
+
+def _check(path: Path | str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless ``tensors``, from the file at ``path``, are exactly those of ``model``."""
+    wrong = mismatches(tensors, model.state_dict())
     kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     wrong += [
         f"{name} is of {tensor.dtype}, not {kinds[name]}"

@@ -222,14 +222,9 @@ def _check_library(name: str, weights: str, library: str | None) -> None:
 
 def _put(path: str, network: nn.Module) -> None:
     """Load the file's tensors into ``network``. Raises CheckpointError unless they match one to one."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    wanted = network.state_dict()
     tensors = read_tensors(Path(path), wanted.keys())
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    counters = {name for name in wanted.keys() - found.keys() if name.endswith("num_batches_tracked")}
-    wrong = [f"{name} is missing" for name in wanted if name not in found and name not in counters]
-    wrong += [f"{name} is unexpected" for name in found if name not in wanted]
-    wrong += [f"{n} is {found[n]}, not {wanted[n]}" for n in wanted if n in found and found[n] != wanted[n]]
-    if wrong:
+    if wrong := weights_file.mismatches(tensors, wanted, without_counters=True):
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CheckpointError(f"{path}: these are not the network's weights: {wrong[0]}{more}")
     weights_file.put(path, network, tensors, strict=False)

@@ -104,22 +104,12 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
     body = _body(model)
     tensors = _from_torchvision(name) if source == TORCHVISION else read_tensors(Path(source))
     wanted = {key: tensor for key, tensor in body.state_dict().items() if not _is_classifiers(key)}
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # missing in old files
-    needed = wanted.keys() - counters
     prefix = max(
-        _PREFIXES, key=lambda p: len(needed & {k.removeprefix(p) for k in tensors if k.startswith(p)})
+        _PREFIXES, key=lambda p: len(wanted.keys() & {k.removeprefix(p) for k in tensors if k.startswith(p)})
     )
     found = {key: tensors[prefix + key] for key in wanted if prefix + key in tensors}
-    if missing := sorted(needed - found.keys()):
-        raise CheckpointError(
-            f"{source}: these are not the weights of {name}'s body: {missing[0]} is missing"
-        )
-    for key, tensor in found.items():
-        if tensor.shape != wanted[key].shape:
-            raise CheckpointError(
-                f"{source}: these are not the weights of {name}'s body: {key} is {tuple(tensor.shape)}, "
-                f"not {tuple(wanted[key].shape)}"
-            )
+    if wrong := weights_file.mismatches(found, wanted, without_counters=True):
+        raise CheckpointError(f"{source}: these are not the weights of {name}'s body: {wrong[0]}")
     weights_file.put(source, body, found, strict=False)
 
 

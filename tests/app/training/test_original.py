@@ -215,6 +215,19 @@ def test_weights_of_another_network_are_refused(tmp_path):
         open_original(TINY, str(path), 5)
 
 
+def test_weights_without_the_counters_of_batchnorms_are_taken(tmp_path):
+    """Old versions of PyTorch had none. Nothing else may be missing."""
+    path, network = tmp_path / "w.pth", torchvision.models.get_model(TINY, num_classes=5)
+    state = {n: t for n, t in network.state_dict().items() if not n.endswith("num_batches_tracked")}
+    torch.save(state, path)
+    opened = open_original(TINY, str(path), 5).network
+    assert all(torch.equal(tensor, state[name]) for name, tensor in opened.named_parameters())
+    del state["conv1.1.running_mean"]
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"conv1\.1\.running_mean is missing$"):
+        open_original(TINY, str(path), 5)
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     path, network = tmp_path / "w.pth", torchvision.models.get_model(TINY, num_classes=5)
     next(network.parameters()).data[0] = torch.nan
