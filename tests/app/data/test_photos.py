@@ -5,10 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
+from programs import run_program
 
 from wae.data import photos
 from wae.data.images import ImageError
-from wae.data.loading import open_dataset
+from wae.data.loading import fingerprint, open_dataset
 
 
 @pytest.mark.parametrize("name", [*photos.TRAINING, *photos.HELD_OUT])
@@ -56,3 +57,21 @@ def test_digits_are_enlarged_and_split_into_two_parts():
     assert everything.max() == 255
     assert everything.int().diff(dim=3).abs().max() <= 255 * 8 / 28 + 1  # smooth: enlarged 28 / 8 times
     assert len({image.numpy().tobytes() for image in everything}) == 1797  # none is in both parts
+
+
+@pytest.mark.parametrize(
+    ("train", "pixels", "targets"),
+    [(True, "35629db6f505", "ee51eb962cad"), (False, "b74115d416ee", "883075a37454")],
+    ids=["train", "held out"],
+)
+def test_digits_are_those_of_scikit_learns_own_function(train, pixels, targets):
+    """These are the hashes that its function gave."""
+    found = fingerprint(photos.digits(train, False, 0))
+    assert (found["pixels"][:12], found["targets"][:12]) == (pixels, targets)
+
+
+@pytest.mark.slow  # a process that imports torch
+def test_digits_need_no_import_of_scikit_learn():
+    """The import warned, once on a busy machine, and a warning is an error in tests."""
+    program = "import sys; from wae.data.photos import digits; digits(True, False, 0); print(*sys.modules)"
+    assert not {"sklearn", "joblib"} & set(run_program(program).stdout.split())
