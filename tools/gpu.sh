@@ -17,7 +17,8 @@
 #   OUT        folder for summary.txt and a log of each step (gpu-results)
 #   PYTHON     the interpreter, with torch, torchvision and the tests' packages (python3); what it lacks is printed first
 #   LIMIT      seconds for everything together (0: no limit); each step has a limit of its own
-#   WORKERS    processes for the op tests (half of the cores, at most 8), if pytest-xdist is installed
+#   WORKERS    processes for the op tests (half of the cores, at most 8), if pytest-xdist is installed; 1 if a GPU is in
+#              exclusive-process mode
 #   NETWORKS   what "networks" runs, in this order, such as "ResNet50-1 VGG16-32" (all networks with all batches)
 #   WITHOUT_GPU=1  continue although torch sees no GPU: to try this script
 #
@@ -74,6 +75,10 @@ SECONDS=0 # bash increments it
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 # nothing may use the network
 export PATH="$PATH${CUDA_HOME:+:$CUDA_HOME/bin}:/usr/local/cuda/bin" # where cuobjdump, compute-sanitizer and ncu may be
+while IFS= read -r program; do # Nsight Compute has folders of its own, one for each version; newer ones come first
+  export PATH="$PATH:$(dirname "$program")"
+done < <(ls -d ${CUDA_HOME:+"$CUDA_HOME"/nsight-compute-*/ncu} /usr/local/cuda/nsight-compute-*/ncu \
+  /opt/nvidia/nsight-compute/*/ncu /usr/local/NVIDIA-Nsight-Compute*/ncu 2>/dev/null | sort -rV)
 if [ ! -w "${HOME:-}" ]; then # as in some containers; Triton and others keep caches there
   export HOME="$OUT/home"
   mkdir -p "$HOME"
@@ -212,7 +217,13 @@ if ! "$PYTHON" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2
   [ -n "${WITHOUT_GPU:-}" ] || exit 99
 fi
 say "$(date -u +%FT%TZ) $*; $CORES cores; $("$PYTHON" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
-command -v nvidia-smi >/dev/null && nvidia-smi 2>&1 | indented
+if command -v nvidia-smi >/dev/null; then
+  nvidia-smi 2>&1 | indented
+  if [[ $WORKERS -gt 1 && $(nvidia-smi --query-gpu=compute_mode --format=csv,noheader 2>&1) == *Exclusive* ]]; then
+    say "----  a GPU is in exclusive-process mode, in which only one process can use it: WORKERS=1, not $WORKERS"
+    WORKERS=1
+  fi
+fi
 lacks=$("$PYTHON" -c 'import sys; from importlib.util import find_spec; print(*(m for m in sys.argv[1:] if not find_spec(m)))' \
   torchvision safetensors rich pytest hypothesis pytest_benchmark matplotlib)
 [ -z "$lacks" ] || say "----  $PYTHON lacks $lacks: the tests and benchmarks that import them will fail"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ PROGRAM = """#!/bin/sh
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$*" in *find_spec*) echo "${LACKS:-}" ;; *"${FAILS:-nothing at all}"*) exit 3 ;; esac
 """
+PROGRAMS = dict.fromkeys(("python", "compute-sanitizer", "ncu", "cuobjdump"), PROGRAM)
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class Run:
         return found
 
 
-def run(folder: Path, *stages: str, **variables: str) -> Run:
-    programs, calls = folder / "programs", folder / "calls"
-    programs.mkdir()
-    for name in ("python", "compute-sanitizer", "ncu", "cuobjdump"):
-        (programs / name).write_text(PROGRAM)
-        (programs / name).chmod(0o755)
+def install(folder: Path, programs: Mapping[str, str]) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def run(folder: Path, *stages: str, installed: Mapping[str, str] = PROGRAMS, **variables: str) -> Run:
+    programs, calls = install(folder / "programs", installed), folder / "calls"
     environment = {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHON": str(programs / "python"),
@@ -101,6 +107,25 @@ def test_sanitizers_check_our_kernels_only(tmp_path: Path) -> None:
 def test_every_launch_of_the_profiled_program_is_profiled(tmp_path: Path) -> None:
     """For one image and for 256: two forward kernels, two backward kernels with a reduction each."""
     assert f"--launch-count {2 * (2 + 2 * 2)} " in run(tmp_path, "profile").call("ncu")
+
+
+def test_the_newest_nsight_compute_is_found_in_its_own_folder(tmp_path: Path) -> None:
+    """The toolkit's is not in its folder bin, and only that was searched."""
+    install(tmp_path / "cuda/nsight-compute-2025.9.1", {"ncu": "#!/bin/sh\nexit 3\n"})
+    install(tmp_path / "cuda/nsight-compute-2025.10.0", {"ncu": PROGRAM})
+    others = {name: text for name, text in PROGRAMS.items() if name != "ncu"}
+    done = run(tmp_path, "profile", installed=others, CUDA_HOME=str(tmp_path / "cuda"))
+    assert done.status == 0
+    assert "tools/gpu/one_launch.py" in done.call("ncu")
+
+
+@pytest.mark.parametrize(("mode", "shared"), [("Default", True), ("Exclusive_Process", False)])
+def test_only_one_process_uses_a_gpu_in_exclusive_mode(tmp_path: Path, mode: str, shared: bool) -> None:
+    """All others of the op tests failed there. The second of two GPUs is in ``mode``."""
+    smi = f'#!/bin/sh\ncase "$*" in *compute_mode*) printf "Default\\n{mode}\\n" ;; esac\n'
+    done = run(tmp_path, "test", installed={**PROGRAMS, "nvidia-smi": smi}, WORKERS="4")
+    assert (" -n 4 " in done.call("tests/kernels")) == shared
+    assert ("one process can use it: WORKERS=1, not 4" in done.summary) != shared
 
 
 @pytest.mark.parametrize("name", ["LIMIT", "WORKERS"])
