@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -191,6 +193,41 @@ def other_images(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
         batch, _, height, width = images.shape
         for seed in range(1, TRIES):
             yield example_images(model, batch, (height, width), images.dtype, seed)
+
+
+def other_number(images: Tensor) -> Tensor:
+    """Images for a call with another number of them: the first of ``images``, or twice the only one."""
+    return images[:1] if len(images) > 1 else torch.cat((images, images))
+
+
+def dependence_on_number(model: nn.Module, images: Tensor, expected: Tensor) -> float:
+    """How far the model's scores of an image depend on how many images are in the call.
+
+    A network may treat a single image in its own way (``if images.shape[0] > 1``). Most engines cannot: they
+    run one graph for any number of images.
+
+    Args:
+        model: in evaluation mode.
+        images: (N, 3, H, W).
+        expected: the model's scores of them.
+
+    Returns:
+        The relative difference between the first image's scores in two calls with different numbers of
+        images; the least over :func:`other_images`. It is 0 if the model takes no other number.
+    """
+    least = math.inf
+    others = ((x, scores_of(model, x)) for x in other_images(model, images))
+    for x, scores in chain([(images, expected)], others):
+        try:
+            again = scores_of(model, other_number(x))
+        except ValueError:
+            return 0.0
+        if again.shape[1:] != scores.shape[1:]:
+            return 0.0
+        least = min(least, relative_difference(again[:1], scores[:1]))
+        if least <= tolerance(scores.dtype, scores.device):
+            break
+    return least
 
 
 def named_by(model: nn.Module, data: Calibration) -> Tensor:

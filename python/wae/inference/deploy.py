@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
 from wae.models.plain import unwrapped
-from wae.wording import first_line
+from wae.wording import counted, first_line
 
 from . import precision as precisions
 from .agreement import (
@@ -32,8 +32,10 @@ from .agreement import (
     agreement,
     check_parts,
     classes_of,
+    dependence_on_number,
     named_by,
     other_images,
+    other_number,
     require_equal_once,
     require_no_drop,
     scores_of,
@@ -45,7 +47,7 @@ from .encoder_int8 import hand_bytes_over, put_where_faster
 from .engines import ENGINES, Engine, EngineError
 from .folding import fold
 from .front import End, Front, before_end, in_front, whole
-from .precision import DTYPES, NAMES, name_of
+from .precision import DTYPES, NAMES, dtype_of, name_of, tolerance
 from .timing import interleaved, synchronize_for
 from .undisturbed import undisturbed
 
@@ -60,6 +62,8 @@ class _Task(NamedTuple):
     model: nn.Module
     images: Tensor
     expected: Tensor
+    dependence: float
+    """See :func:`.agreement.dependence_on_number`."""
     memory_format: torch.memory_format
     calibration: Calibration | None
     named: Tensor | None
@@ -90,7 +94,8 @@ def deploy(
     """Make the fast form of ``model`` for inference, on the model's device.
 
     BatchNorm is folded into the convolutions, the encoder runs as our op, and everything behind it runs in
-    ``engine``, which packs its weights. The result is compared with ``model`` once, on example images.
+    ``engine``, which packs its weights. The result is compared with ``model`` once, on example images. It is
+    compared for another number of images too if ``model`` scores an image otherwise then.
 
     With ``calibration`` it is also checked on held-out images, from which no scale was taken.
     ``Deployed.report`` then has these entries, all of which JSON can hold:
@@ -133,8 +138,9 @@ def deploy(
         CalibrationError: int8 without calibration images; or there are too few of them, or wrong ones.
         EngineError: the engine is not installed, does not run on the model's device or in this precision, or
             does not accept the model; or a hook on a WAE network itself changes its scores.
-        DisagreementError: the result does not compute what ``model`` does; or its drop is too large, and the
-            message names the layers that moved most.
+        DisagreementError: the result does not compute what ``model`` does, for ``batch`` images or for
+            another number of them; or its drop is too large, and the message names the layers that moved
+            most.
     """
     model = unwrapped(model)
     check_arguments(model, size, batch)
@@ -242,11 +248,12 @@ def _task(
     images = example_images(model, batch, size)
     expected = scores_of(model, images)
     check_parts(model, images, expected)
+    dependence = dependence_on_number(model, images, expected)
     data = held_out = None
     if calibration is not None:
         data = gather(calibration, size, count, hasattr(model, "image_scale"), input)
         held_out = named_by(model, data)
-    return _Task(model, images, expected, memory_format, data, held_out, max_drop)
+    return _Task(model, images, expected, dependence, memory_format, data, held_out, max_drop)
 
 
 def _attempt(task: _Task, engine: Engine, name: str, reasons: list[str]) -> Deployed | None:
@@ -324,16 +331,27 @@ def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:
     ``encoder`` is as for :func:`_report`.
     """
     what, precision = f"the model in {deployed.engine}", deployed.precision
-    scores = deployed(task.images)
     if precision in DTYPES:
-        others = ([deployed(x), scores_of(task.model, x)] for x in other_images(task.model, task.images))
-        pairs = chain([[scores, task.expected]], others)
-        deployed.difference = require_equal_once(what, pairs, DTYPES[precision])
+        deployed.difference = _require_scores(what, deployed, task.model, task.images, task.expected)
     else:
-        deployed.difference = relative_difference(scores, task.expected)
+        deployed.difference = relative_difference(deployed(task.images), task.expected)
+    if task.dependence > tolerance(dtype_of(precision), task.images.device):
+        deployed._depends_on_number = True
+        for images in (task.images, other_number(task.images)):  # in int8 both are still to be compared
+            given = f"{what}, given {counted(len(images), 'image')},"
+            _require_scores(given, deployed, task.model, images, scores_of(task.model, images))
     if task.calibration is not None:
         deployed.report = _report(task, deployed, encoder)
         require_no_drop(f"{what} in {precision}", deployed.report)
+
+
+def _require_scores(
+    what: str, deployed: Deployed, model: nn.Module, images: Tensor, expected: Tensor
+) -> float:
+    """:func:`require_equal_once` of the scores of ``images``, ``expected``, or of :func:`other_images`."""
+    others = ([deployed(x), scores_of(model, x)] for x in other_images(model, images))
+    pairs = chain([[deployed(images), expected]], others)
+    return require_equal_once(what, pairs, dtype_of(deployed.precision))
 
 
 def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from torch.autograd import forward_ad
 
 from .agreement import TRIES, require_equal_once
 from .arguments import example_images
-from .engines import Engine, Prepared, Run
+from .engines import Engine, EngineError, Prepared, Run
 from .front import End, Front
 from .not_finite import finite_by_numpy, nan_where_not_finite
-from .precision import DTYPES, IMAGES
+from .precision import IMAGES, dtype_of
 from .saving import save
 from .undisturbed import undisturbed
 
@@ -62,6 +62,7 @@ class Deployed:
         self.difference, self.seconds, self.report = float("nan"), {}, {}
         self._engine, self._front, self._prepared = engine, front, prepared
         self._scores_dtype, self._end = scores_dtype, end
+        self._depends_on_number = False  # see agreement.dependence_on_number
         self._lock = threading.Lock()
         self._run, self._run_any = run, None
 
@@ -120,10 +121,16 @@ class Deployed:
 
         Raises:
             FileExistsError: something is at ``folder``, and ``force`` is false or it is no deployed network.
-            EngineError: the engine cannot save networks, or the encoder has hooks or changed layers.
+            EngineError: the engine cannot save networks, or not one that treats a single image otherwise than
+                several; or the encoder has hooks or changed layers.
             SavedError: a name in the path of ``folder`` is not UTF-8.
             OSError: the folder cannot be written; the disk is full, for example.
         """
+        if self._depends_on_number and not self._engine.foreign:
+            raise EngineError(
+                f"{self.engine} cannot save this network: its scores of an image depend on how many images "
+                "are in the call, but a file has one graph for any number"
+            )
         with self._lock, undisturbed(self._front.device):
             inputs = self._front(example_images(self._front, self.batch, self.size))
             about = {
@@ -148,8 +155,7 @@ class Deployed:
             require_equal_once(
                 f"{self.engine}, prepared for any number of images,",
                 self._of_both(run),
-                # int8 rounds to 256 numbers: another order of summation moves some values to the next one
-                DTYPES.get(self.precision, torch.bfloat16),
+                dtype_of(self.precision),
             )
             self._run_any = run
         return self._run_any
@@ -157,8 +163,8 @@ class Deployed:
     def _of_both(self, run: Run) -> Iterator[Sequence[Tensor]]:
         """On sets of example images, the results of ``run`` and those of the runner for :attr:`batch`.
 
-        One set for scores of images; more for scores of pixels, which may jump (see
-        :func:`.agreement.other_images`).
+        One set for scores of images; more for scores of pixels, because the network may unpool (see
+        :func:`.agreement.other_images`), which an engine's graph does not tell.
         """
         for seed in range(TRIES):
             images = example_images(self._front, self.batch, self.size, seed=seed)

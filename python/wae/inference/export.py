@@ -34,6 +34,7 @@ from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
 from wae.storage.files import refuse_existing, temporary_folder, written
+from wae.wording import counted
 
 from . import aoti, executorch
 from .agreement import (
@@ -183,19 +184,18 @@ def _made(
         with bar(f"exporting as {file_format}", None):
             network = _FromImages(fold(model, given(cases[0])), size, dtype).eval()
             content = form.make(network, cases[0], batch is None, says)
-        if precision == "int8":
-            assert data is not None
+        run, scores = _scores(form, content, cases)
+    differences = []
+    for images, *pair in zip(cases, scores, expected, strict=True):
+        what = f"the {file_format} file, given {counted(len(images), 'image')},"
+        others = ([run(x.clone()), scores_of(model, given(x))] for x in other_images(model, images))
+        differences.append(require_equal_once(what, chain([pair], others), dtype))
+    if precision == "int8":  # of the graph that was found to be right
+        assert data is not None
+        with as_engine_error(f"{file_format} does not take this network in int8"):
             content, movements = _in_int8(content, data.images, batch or STEP)
-        with bar("comparing it with the model", None):
-            run = form.load(content)
-            scores = [run(x.clone()) for x in cases]  # cloned because a network may change its input
-    if precision == "int8":
+            run, scores = _scores(form, content, cases)
         differences = [relative_difference(x, y) for x, y in zip(scores, expected, strict=True)]
-    else:
-        what, differences = f"the {file_format} file", []
-        for images, *pair in zip(cases, scores, expected, strict=True):
-            others = ([run(x.clone()), scores_of(model, given(x))] for x in other_images(model, images))
-            differences.append(require_equal_once(what, chain([pair], others), dtype))
     report: dict[str, Any] = {"difference": max(differences)}
     if data is not None:
         found = classes_of(run, data.held_out, batch or STEP, cases[0].device)
@@ -203,6 +203,13 @@ def _made(
         if precision == "int8":
             report["layers"] = [list(movement) for movement in movements]
     return content, report
+
+
+def _scores(form: Format, content: bytes, cases: Sequence[Tensor]) -> tuple[Run, list[Tensor]]:
+    """The function that a file's ``content`` is, and its scores of each of ``cases``."""
+    with bar("comparing it with the model", None):
+        run = form.load(content)
+        return run, [run(x.clone()) for x in cases]  # cloned because a network may change its input
 
 
 def _as(dtype: torch.dtype, images: Tensor) -> Tensor:

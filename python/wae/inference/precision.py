@@ -61,6 +61,14 @@ def _allowed(device: torch.device) -> set[str]:
     return {backends.mkldnn.conv.fp32_precision, backends.mkldnn.matmul.fp32_precision}
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype whose tolerance is that of ``precision``.
+
+    For int8 it is bfloat16, because another order of summation moves some values to the next of 256 numbers.
+    """
+    return DTYPES.get(precision, torch.bfloat16)
+
+
 def native(precision: str, device: torch.device) -> bool:
     """Whether ``device`` has instructions for ``precision``, so that it need not be emulated."""
     wanted = _INSTRUCTIONS.get(precision)

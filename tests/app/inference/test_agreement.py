@@ -11,6 +11,7 @@ from small_networks import (
     assert_close,
     needs,
     photos,
+    small_stock,
     with_own_forward,
     with_statistics,
 )
@@ -18,9 +19,9 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from wae.inference import precision
-from wae.inference.agreement import DisagreementError, require_equal
+from wae.inference.agreement import DisagreementError, dependence_on_number, require_equal
 from wae.inference.deploy import deploy
-from wae.inference.engines import EngineError
+from wae.inference.engines import ENGINES, EngineError
 from wae.inference.export import export
 from wae.models.classifier import WAEClassifier
 from wae_kernels.nn import Encoder
@@ -141,6 +142,120 @@ def test_a_hook_on_a_compiled_network_is_not_lost(model):
     compiled.register_forward_hook(lambda network, given, scores: 2 * scores)
     with pytest.raises(DisagreementError):
         deploy(compiled, SIZE, engine="eager")
+
+
+def doubled_alone(scores):
+    return scores if scores.shape[0] > 1 else 2 * scores
+
+
+def of_pixels():
+    return with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "engine", "batch"),
+    [
+        (small_stock, "onnxruntime", 1),
+        (small_stock, "onnxruntime", 2),
+        (small_stock, "openvino", 2),
+        (of_pixels, "openvino", 2),
+    ],
+)
+def test_an_engine_that_treats_one_image_as_several_is_refused(make, engine, batch):
+    """Its graph is made from several images, whatever the network does in Python with one."""
+    needs(engine)
+    network = WithChangedScores(make(), doubled_alone)
+    with pytest.raises(DisagreementError, match=rf"{engine}(, given 1 image,)? gives scores that differ"):
+        deploy(network, SIZE, batch, engine)
+
+
+@pytest.mark.parametrize(
+    ("engine", "batch"), [("eager", 1), ("eager", 3), pytest.param("compile", 3, marks=pytest.mark.slow)]
+)
+def test_a_network_that_treats_one_image_otherwise_runs_in_pytorch_but_is_not_saved(
+    engine, batch, stock, tmp_path
+):
+    network = WithChangedScores(stock, doubled_alone)
+    deployed = deploy(network, SIZE, batch, engine)
+    for number in (1, 2, 3):
+        images = torch.randn(number, 3, *SIZE)
+        assert_close(deployed(images), network(images))
+    with pytest.raises(EngineError, match=f"{engine} cannot save this network: its scores of an image"):
+        deployed.save(tmp_path / "saved")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "batch"), [("onnxruntime", 1), ("openvino", 2), ("compile", 2)])
+def test_one_image_is_compared_in_int8_too(engine, batch, stock):
+    """No class changes, so that the held-out images do not show it."""
+    if reason := ENGINES[engine].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    network, images = WithChangedScores(stock, doubled_alone), torch.randn(40, 3, *SIZE)
+    options = {"precision": "int8", "calibration": images, "calibration_images": 10, "max_drop": None}
+    with pytest.raises(DisagreementError, match=r"given \d images?, gives scores that differ"):
+        deploy(network, SIZE, batch, engine, **options)
+
+
+@pytest.mark.slow
+def test_an_int8_file_is_compared_before_it_is_quantized(stock, tmp_path):
+    needs("onnxruntime")
+    network, images = WithChangedScores(stock, doubled_alone), torch.randn(20, 3, *SIZE)
+    for options in ({}, {"precision": "int8", "calibration": images, "calibration_images": 10}):
+        with pytest.raises(DisagreementError, match="the onnx file, given 1 image, gives scores that differ"):
+            export(network, tmp_path / "a", "onnx", SIZE, image_dtype=torch.float32, max_drop=None, **options)
+
+
+class OfFour(nn.Module):
+    """Takes four images only."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images.view(4, 3, *SIZE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "engine"),
+    [
+        (OfFour(small_stock()), "eager"),  # exporters refuse it
+        *((WithChangedScores(small_stock(), torch.squeeze), engine) for engine in ("eager", "onnxruntime")),
+        (
+            nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Conv2d(3, 5, SIZE), nn.Flatten()),
+            "onnxruntime",
+        ),
+    ],
+    ids=["four images only", "no batch for one image", "the same in a graph", "statistics of the batch"],
+)
+def test_an_engine_that_follows_the_network_is_not_refused(engine, network):
+    """Nor is one for a network that scores no other number of images."""
+    needs(engine)
+    images = torch.randn(4, 3, *SIZE)
+    assert_close(deploy(network.eval(), SIZE, 4, engine)(images), network(images))
+
+
+class Jumping(nn.Module):
+    """Gives other scores to the first image that it sees alone, and can be deployed only if it may."""
+
+    def __init__(self, network, *unpooling):
+        super().__init__()
+        self.network, self.unpooling, self.jumped = network, nn.ModuleList(unpooling), False
+
+    def forward(self, images):
+        jumps = len(images) == 1 and not self.jumped
+        self.jumped |= jumps
+        return self.network(images) + jumps
+
+
+def test_scores_of_unpooling_may_jump_between_numbers_of_images(stock):
+    images = torch.randn(2, 3, *SIZE)
+    for unpooling in ((nn.MaxUnpool2d(2),), ()):
+        network = Jumping(stock, *unpooling).eval()
+        found = dependence_on_number(network, images, network(images).detach())
+        assert found <= 1e-5 if unpooling else found > 1e-2
 
 
 def hook_of_scores(network):

@@ -9,7 +9,7 @@ from unittest import TestCase
 
 import pytest
 import torch
-from small_networks import SIZE, assert_close, needs, photos
+from small_networks import SIZE, WithChangedScores, assert_close, needs, photos
 from torch import nn
 
 import wae
@@ -135,6 +135,15 @@ def test_auto_takes_the_fastest_engine_that_agrees_with_the_model(model, monkeyp
     assert deployed.seconds.keys() == {"slow", "good"}
     assert "left out: the model in wrong gives scores that differ" in "".join(log.output)
     assert "no such instruction" in "".join(log.output)
+
+
+def test_auto_leaves_out_an_engine_that_treats_one_image_as_several(stock, monkeypatch):
+    network = WithChangedScores(stock, lambda scores: scores * (1 + (scores.shape[0] > 1)))
+    scripted(
+        monkeypatch, graph=lambda module: lambda x: module(torch.cat((x, x)))[: len(x)], right=lambda m: m
+    )
+    for batch in (1, 2):
+        assert deploy(network, SIZE, batch, seconds=0.1).seconds.keys() == {"right"}
 
 
 def test_auto_fails_if_no_engine_works(model, monkeypatch):

@@ -199,7 +199,7 @@ def test_a_file_is_replaced_only_by_force(model, tmp_path):
 def test_a_file_with_other_scores_is_not_written(model, tmp_path, monkeypatch):
     wrong = export.Format(".pt2", export._make_torch, lambda content: lambda images: model(images) + 1)
     monkeypatch.setitem(export.FORMATS, "torch", wrong)
-    with pytest.raises(DisagreementError, match="the torch file gives scores that differ"):
+    with pytest.raises(DisagreementError, match="the torch file, given 2 images, gives scores that differ"):
         export.export(model, tmp_path / "model.pt2", "torch", SIZE)
     assert not os.listdir(tmp_path)
 
