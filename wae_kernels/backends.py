@@ -149,7 +149,9 @@ def _check(name: str) -> None:
 # ------------------------------------------------------------------------------------------------- choosing
 #
 # The libraries know the choice of the process. The choice of a context (a thread or task) is kept in Python:
-# as long as any exists, the libraries call back at each op to ask for the choice that applies.
+# as long as any exists, the libraries call back at each op to ask for the choice that applies. What they call
+# executes no Python code, in which Ctrl-C could raise KeyboardInterrupt: ctypes would only print that this is
+# ignored, and the library would take a number from nowhere for the address of its kernels.
 
 
 class _Choice:
@@ -165,6 +167,32 @@ _alive: weakref.WeakSet[_Choice] = weakref.WeakSet()
 _lock = threading.RLock()  # reentrant: a signal handler may call an op while its own thread holds the lock
 if hasattr(os, "register_at_fork"):  # else a thread that does not exist in the child might hold it for ever
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asking:
+    """How a library asks for the choice that applies."""
+
+    ask: Callable[[object], object]
+    """Sets the function that each op calls; None for none."""
+    kind: Callable[[Callable[[], object]], object]
+    """Makes such a function from a callable."""
+    answer: Callable[[str], object]
+    """What it returns for a choice."""
+    here: ContextVar[object]
+    """The answer in a context that has a choice."""
+
+    @functools.cache  # noqa: B019 (the library stores the address)
+    def function(self, default: str) -> object:
+        """The function to call if ``default`` is the choice of the process."""
+        return self.kind(functools.partial(self.here.get, self.answer(default)))
+
+
+def _let_libraries_ask() -> None:
+    """Let the libraries ask as long as any context has a choice, and only then."""
+    with _lock:
+        for library in _LIBRARIES:
+            library.ask(library.function(_default) if _alive else None)
 
 
 def _cpu_name(name: str) -> bytes:
@@ -192,6 +220,7 @@ def select(name: str) -> None:
         _load.CPU.library.wae_cpu_select(_cpu_name(name))
     if _load.CUDA.library is not None:
         _load.CUDA.library.wae_cuda_select(_cuda_runs(name))
+    _let_libraries_ask()  # with another default
 
 
 def selected() -> str:
@@ -223,13 +252,17 @@ def restored(name: str) -> Iterator[None]:
     choice = _Choice(name)
     with _lock:
         _alive.add(choice)
-        for ask, callback in _CALLBACKS:
-            ask(callback)
+        _let_libraries_ask()
+    answers = [(library.here, library.here.set(library.answer(name))) for library in _LIBRARIES]
     token = _chosen.set(choice)
+    del choice  # the context has it, and so have the tasks that copy the context
     try:
         yield
     finally:
         _chosen.reset(token)
+        for here, before in answers:
+            here.reset(before)
+        _let_libraries_ask()
 
 
 def backend_for(
@@ -287,26 +320,19 @@ def __getattr__(name: str) -> int:
     return KERNEL_WIDTH
 
 
-def _chosen_here(ask: Callable[[object], object]) -> str:
-    """The choice that applies to a library's op; if no context has one left, the library stops asking."""
-    with _lock:
-        if not _alive:
-            ask(None)
-    return selected()
-
-
-def _callbacks() -> list[tuple[Callable[[object], object], object]]:
-    """For each library the function that sets its callback, and the callback, which returns the choice."""
-    found: list[tuple[Callable[[object], object], object]] = []
+def _libraries() -> list[_Asking]:
+    """The libraries that are loaded."""
+    found = []
     if (cpu := _load.CPU.library) is not None:
         cpu.wae_cpu_kernels.restype = ctypes.c_void_p
-        kernels = ctypes.CFUNCTYPE(ctypes.c_void_p)(
-            lambda: cpu.wae_cpu_kernels(_cpu_name(_chosen_here(cpu.wae_cpu_ask)))
+        kernels: ContextVar[object] = ContextVar("wae_cpu_kernels")
+        address = ctypes.CFUNCTYPE(ctypes.c_void_p)
+        found.append(
+            _Asking(cpu.wae_cpu_ask, address, lambda name: cpu.wae_cpu_kernels(_cpu_name(name)), kernels)
         )
-        found.append((cpu.wae_cpu_ask, kernels))
     if (cuda := _load.CUDA.library) is not None:
-        runs = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: _cuda_runs(_chosen_here(cuda.wae_cuda_ask)))
-        found.append((cuda.wae_cuda_ask, runs))
+        runs: ContextVar[object] = ContextVar("wae_cuda_runs")
+        found.append(_Asking(cuda.wae_cuda_ask, ctypes.CFUNCTYPE(ctypes.c_int), _cuda_runs, runs))
     return found
 
 
@@ -323,7 +349,7 @@ def _select_from_environment() -> None:
         raise ValueError(f"WAE_BACKEND: {error}") from None
 
 
-_CALLBACKS = _callbacks()
+_LIBRARIES = _libraries()
 _TF32_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int)(tf32_allowed)  # kept alive: the library stores its address
 if _load.CUDA.library is not None:
     _load.CUDA.library.wae_cuda_ask_tf32(_TF32_CALLBACK)

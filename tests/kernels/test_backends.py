@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from textwrap import dedent
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import Cell, arguments_of, as_tuple, needs_library, recorded
+from programs import run_program
 from torch import Tensor
 
 from wae_kernels import _load, backends
@@ -200,22 +202,63 @@ def test_task_keeps_the_choice_of_the_block_that_created_it() -> None:
     assert asyncio.run(outlive()) == ("reference", "reference")
 
 
-@needs_library
-def test_library_asks_for_the_choice_only_inside_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_asks_only_while_a_choice_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a block, and as long as a task has a copy of its choice. The default is the choice of the process."""
     gc.collect()  # drops choices that the traceback of a failed test keeps alive
-    calls: list[None] = []
-    selected = backends.selected
-    monkeypatch.setattr(backends, "selected", lambda: (calls.append(None), selected())[1])
-    arguments = arguments_of("encode")
-    torch.ops.wae.encode(*arguments)  # may still ask once, because of a block before this test
-    with backends.use("cpu"):
-        calls.clear()
-        torch.ops.wae.encode(*arguments)
-        assert len(calls) == 1
-    torch.ops.wae.encode(*arguments)
-    calls.clear()
-    torch.ops.wae.encode(*arguments)
-    assert not calls
+    asked: list[str | None] = []
+    library = SimpleNamespace(
+        ask=asked.append, function=lambda default: default, answer=str, here=ContextVar("here")
+    )
+    monkeypatch.setattr(backends, "_LIBRARIES", [library])
+    backends.select("auto")  # whatever WAE_BACKEND is
+    assert asked[-1] is None
+    with backends.use("reference"):
+        assert (asked[-1], library.here.get()) == ("auto", "reference")
+        backends.select("reference")
+        assert asked[-1] == "reference"
+        of_a_task = copy_context()
+    assert asked[-1] == "reference"
+    assert library.here.get(None) is None
+    assert of_a_task.run(library.here.get) == "reference"
+    del of_a_task
+    with backends.use("auto"):
+        pass
+    assert asked[-1] is None
+
+
+INTERRUPTED = """
+import random, signal, sys, torch
+from cases import arguments_of
+from wae_kernels import backends
+
+class Interrupt(BaseException):
+    pass
+
+def interrupt(number, frame):
+    raise Interrupt
+
+ignored, caught = [], 0
+sys.unraisablehook = ignored.append
+signal.signal(signal.SIGALRM, interrupt)
+arguments = arguments_of("encode", size=(2, 2))
+with backends.use("cpu"):
+    for _ in range(500):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 3e-4))
+            while not ignored:
+                torch.ops.wae.encode(*arguments)
+        except Interrupt:
+            caught += 1
+print(caught, len(ignored))
+"""
+
+
+@needs_library
+@pytest.mark.slow
+def test_a_signal_handler_may_raise_while_the_library_asks() -> None:
+    """It was ignored, as Ctrl-C would be, and the library looked for its kernels at a wrong address."""
+    result = run_program(INTERRUPTED, check=False)
+    assert (result.returncode, result.stdout) == (0, "500 0\n"), result.stderr
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +68,13 @@ def test_call_in_a_signal_handler() -> None:
 
     def choose_with_an_interruption() -> None:
         signal.signal(signal.SIGUSR1, lambda *_: torch.ops.wae.encode(*arguments))
-        backends._CALLBACKS.append((lambda _: signal.raise_signal(signal.SIGUSR1), None))
+        interrupted = SimpleNamespace(
+            ask=lambda _: signal.raise_signal(signal.SIGUSR1),
+            function=lambda default: None,
+            answer=lambda name: None,
+            here=ContextVar("here"),
+        )
+        backends._LIBRARIES.append(interrupted)
         choose_a_backend()
 
     assert returns_in_a_forked_process(choose_with_an_interruption)
