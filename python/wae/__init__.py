@@ -3,6 +3,7 @@
 Importing this package imports no other library, not even torch, so ``wae --help`` is quick.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import _moved
@@ -16,28 +17,22 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "accelerate", "deploy", "load_deployed"]
 
+_MODULES = {
+    "__version__": "wae_kernels",
+    "accelerate": "wae.experiments.accelerate",
+    "deploy": "wae.inference.deploy",
+    "load_deployed": "wae.inference.saved",
+}
+"""Where each name in ``__all__`` is defined."""
+
 _moved.install()
 
 
 def __getattr__(name: str) -> Any:
     """Import the names in ``__all__`` on first use, so that ``import wae`` stays light."""
-    if name == "accelerate":
-        from .experiments.accelerate import accelerate
-
-        return accelerate
-    if name == "deploy":
-        from .inference.deploy import deploy
-
-        return deploy
-    if name == "__version__":
-        from wae_kernels import __version__
-
-        return __version__
-    if name == "load_deployed":
-        from .inference.saved import load_deployed
-
-        return load_deployed
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
