@@ -29,6 +29,7 @@ from .checks import (
     check_encode_backward,
     check_encode_int8,
     check_int8_numbers,
+    half_size,
     packed_shape,
 )
 from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters, one_by_one
@@ -65,6 +66,21 @@ def laid_out(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     ):
         return tensor.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
     return tensor.clone(memory_format=memory_format)
+
+
+def empty_halves(
+    image: Tensor, dtype: torch.dtype, memory_format: torch.memory_format | None = None
+) -> tuple[Tensor, Tensor]:
+    """Uninitialised ``low`` and ``high`` of an image, in its memory format or in ``memory_format``."""
+    shape, layout = (image.shape[0], 3, *half_size(image)), memory_format or format_of(image)
+    low, high = (torch.empty(shape, dtype=dtype, device=image.device, memory_format=layout) for _ in range(2))
+    return low, high
+
+
+def empty_decoded(low: Tensor, output_size: Sequence[int]) -> Tensor:
+    """An uninitialised result of a decoder, in the dtype and memory format of ``low``."""
+    shape = (*low.shape[:2], *output_size)
+    return torch.empty(shape, dtype=low.dtype, device=low.device, memory_format=format_of(low))
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

@@ -25,7 +25,6 @@ from .checks import (
     check_encode,
     check_encode_backward,
     check_encode_int8,
-    half_size,
     packed_shape,
 )
 from .parameters import (
@@ -44,12 +43,6 @@ _library = torch.library.Library("wae", "FRAGMENT")
 # -------------------------------------------------------------------------------------------------- fakes
 
 
-def _empty(
-    like: Tensor, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format
-) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
-
-
 def _gradients(wanted: bool, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.new_empty(t.shape if wanted else 0) for t in tensors]
 
@@ -64,10 +57,7 @@ def _fake_encode(
     memory_format: torch.memory_format | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_encode(image, parameters, image_scale, image_shift, dtype, memory_format)
-    shape = (image.shape[0], 3, *half_size(image))
-    memory_format = memory_format or reference.format_of(image)
-    dtype = dtype or parameters.conv1_weight.dtype
-    return _empty(image, shape, dtype, memory_format), _empty(image, shape, dtype, memory_format)
+    return reference.empty_halves(image, dtype or parameters.conv1_weight.dtype, memory_format)
 
 
 @one_by_one
@@ -75,7 +65,7 @@ def _fake_decode(
     low: Tensor, high: Tensor, parameters: DecoderParameters, output_size: Sequence[int]
 ) -> Tensor:
     check_decode(low, high, parameters, output_size)
-    return _empty(low, (low.shape[0], 3, *output_size), low.dtype, reference.format_of(low))
+    return reference.empty_decoded(low, output_size)
 
 
 @one_by_one
@@ -83,7 +73,7 @@ def _fake_decode_scores(
     low: Tensor, high: Tensor, parameters: ScoreDecoderParameters, output_size: Sequence[int]
 ) -> Tensor:
     check_decode_scores(low, high, parameters, output_size)
-    return _empty(low, (*low.shape[:2], *output_size), low.dtype, reference.format_of(low))
+    return reference.empty_decoded(low, output_size)
 
 
 @one_by_one
@@ -101,7 +91,7 @@ def _fake_encode_backward(
     check_encode_backward(grad_low, grad_high, image, parameters, image_scale, image_shift)
     like = parameters.conv1_weight
     if need_image and image.is_floating_point():
-        grad_image = _empty(image, tuple(image.shape), image.dtype, reference.format_of(image))
+        grad_image = torch.empty_like(image, memory_format=reference.format_of(image))
     else:
         grad_image = like.new_empty(0)
     affine = [
@@ -140,7 +130,7 @@ def _fake_decode_scores_backward(
 def _halves(wanted: bool, low: Tensor, high: Tensor) -> list[Tensor]:
     if not wanted:
         return [low.new_empty(0) for _ in range(2)]
-    return [_empty(t, tuple(t.shape), t.dtype, reference.format_of(low)) for t in (low, high)]
+    return [torch.empty_like(t, memory_format=reference.format_of(low)) for t in (low, high)]
 
 
 @one_by_one
@@ -156,12 +146,8 @@ def _fake_encode_int8(
 ) -> tuple[Tensor, Tensor]:
     zero_points = low_zero_point, high_zero_point
     check_encode_int8(image, parameters, image_padding, shift, multiplier, scale, *zero_points)
-    shape = (image.shape[0], 3, *half_size(image))
-    memory_format = reference.format_of(image)
-    low, high = (
-        _empty(image, shape, torch.float32 if zero is None else zero.dtype, memory_format)
-        for zero in zero_points
-    )
+    halves = reference.empty_halves(image, torch.float32)
+    low, high = (x if zero is None else x.to(zero.dtype) for x, zero in zip(halves, zero_points, strict=True))
     return low, high
 
 
@@ -175,7 +161,7 @@ def _fake_conv3x3(
 ) -> Tensor:
     check_conv3x3(input, packed, bias, out_channels)
     shape = (input.shape[0], out_channels, *input.shape[2:])
-    return _empty(input, shape, input.dtype, torch.channels_last)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last)
 
 
 # ----------------------------------------------------------------------------------------------- autocast

@@ -12,9 +12,8 @@ import triton
 from torch import Tensor
 
 from wae_kernels.backends import tf32_allowed
-from wae_kernels.checks import half_size
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, Parameters
-from wae_kernels.reference import format_of
+from wae_kernels.reference import empty_decoded, empty_halves
 
 from . import stored
 from .plan import CHANNELS, Device, Plan, Tile, plan
@@ -138,7 +137,7 @@ def launch_encode(
         [image],
         parameters,
         affine,
-        halves(image, dtype or parameters.conv1_weight.dtype, memory_format),
+        empty_halves(image, dtype or parameters.conv1_weight.dtype, memory_format),
         image.shape,
         device,
         tile,
@@ -154,21 +153,5 @@ def launch_decode(
     tile: Tile | None = None,
 ) -> Launch:
     """The launch of ``decode_kernel``; see :func:`launch_encode`."""
-    out = new_image(low, output_size)
+    out = empty_decoded(low, output_size)
     return _launch("decode", [low, high], parameters, [], (out,), out.shape, device, tile)
-
-
-def halves(
-    image: Tensor, dtype: torch.dtype, memory_format: torch.memory_format | None = None
-) -> tuple[Tensor, Tensor]:
-    """Uninitialised ``low`` and ``high`` of an image, in its memory format or in ``memory_format``."""
-    shape = (image.shape[0], 3, *half_size(image))
-    layout = memory_format or format_of(image)
-    low = torch.empty(shape, dtype=dtype, device=image.device, memory_format=layout)
-    return low, torch.empty(shape, dtype=dtype, device=image.device, memory_format=layout)
-
-
-def new_image(low: Tensor, output_size: Sequence[int]) -> Tensor:
-    """An uninitialised image of ``output_size``, in the dtype and memory format of ``low``."""
-    shape = (low.shape[0], 3, *output_size)
-    return torch.empty(shape, dtype=low.dtype, device=low.device, memory_format=format_of(low))

@@ -19,9 +19,10 @@ from torch.library import triton_op, wrap_triton
 from wae_kernels import reference
 from wae_kernels.checks import check_decode, check_encode
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
+from wae_kernels.reference import empty_decoded, empty_halves
 
 from .kernels import decode_kernel, encode_kernel
-from .launch import DTYPES, INTERPRETED, Launch, halves, has_kernel, launch_decode, launch_encode, new_image
+from .launch import DTYPES, INTERPRETED, Launch, has_kernel, launch_decode, launch_encode
 from .plan import Tile
 
 
@@ -58,7 +59,7 @@ def encode(
             image, *parameters, image_scale, image_shift, dtype, memory_format
         )
     if image.shape[0] == 0:
-        return halves(image, dtype, memory_format)
+        return empty_halves(image, dtype, memory_format)
     launch = launch_encode(image, parameters, image_scale, image_shift, dtype, memory_format, tile=tile)
     _start(kernel, launch, image.device)
     low, high = launch.outputs
@@ -81,7 +82,7 @@ def decode(
     if not has_kernel(low.device, low.dtype, width_of(parameters)):
         return reference.decode(low, high, *parameters, output_size)  # type: ignore[no-any-return]
     if low.shape[0] == 0:
-        return new_image(low, output_size)
+        return empty_decoded(low, output_size)
     launch = launch_decode(low, high, parameters, output_size, tile=tile)
     _start(kernel, launch, low.device)
     return launch.outputs[0]
@@ -112,7 +113,7 @@ def _fake_encode(
     image_shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_encode(image, parameters, image_scale, image_shift, op="encode_triton")
-    return halves(image, parameters.conv1_weight.dtype)
+    return empty_halves(image, parameters.conv1_weight.dtype)
 
 
 @one_by_one
@@ -120,7 +121,7 @@ def _fake_decode(
     low: Tensor, high: Tensor, parameters: DecoderParameters, output_size: Sequence[int]
 ) -> Tensor:
     check_decode(low, high, parameters, output_size, op="decode_triton")
-    return new_image(low, output_size)
+    return empty_decoded(low, output_size)
 
 
 def _register() -> None:
