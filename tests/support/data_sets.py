@@ -6,6 +6,7 @@ from PIL import Image
 
 from wae.data.dataset import InMemory
 from wae.data.folder import image_folder
+from wae.data.input import Input
 from wae.data.loading import batches, open_dataset
 
 
@@ -43,7 +44,7 @@ def write_images(folder, per_class=4, classes=("cat", "dog"), size=(40, 30)):
 
 
 def small(folder, train=True, **options):
-    return image_folder(folder, train, size=16, resize=20, **options)
+    return image_folder(folder, train, Input(16, 20), **options)
 
 
 def corrupt(photos):

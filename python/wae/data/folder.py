@@ -14,7 +14,7 @@ from wae.wording import is_unicode
 from .dataset import DatasetError, Draw, permuted, seeded
 from .image_files import ImageFiles, OnCorrupt, held_out, transform
 from .images import LONGEST, MAX_PIXELS, read_image
-from .input import Input
+from .input import IMAGENET, Input
 from .walk import LeftOut, find, is_hidden
 
 
@@ -24,44 +24,25 @@ class ImageFolder(ImageFiles):
     Args:
         samples: the path and the class number of each image.
         labels: the names of the classes.
-        size: height and width of the samples, in pixels.
-        resize: length of the shorter side before the centre is cropped, without augmentation.
-        interpolation, squash, grayscale, width: see :class:`wae.data.input.Input`.
-        augment: see :func:`transform`.
-        seed: seeds the augmentation.
-        on_corrupt: see :data:`OnCorrupt`.
-        max_pixels: see :func:`wae.data.images.read_image`.
-        folder: the folder in which the images were found.
-        left_out: what the search left out.
-
-    Raises:
-        DatasetError: ``size``, ``resize`` or ``on_corrupt`` is out of range.
-        ValueError: no :class:`wae.data.input.Input` can have these entries.
+        input, augment: see :func:`wae.data.image_files.transform`.
+        seed, on_corrupt, max_pixels, folder, left_out: see :class:`wae.data.image_files.ImageFiles`.
     """
 
     def __init__(
         self,
         samples: Sequence[tuple[str, int]],
         labels: Sequence[str],
-        size: int,
-        resize: int,
+        input: Input,
         augment: bool,
         seed: int,
         on_corrupt: OnCorrupt = "error",
         max_pixels: int = MAX_PIXELS,
         folder: Path | None = None,
         left_out: LeftOut | None = None,
-        interpolation: str = "bilinear",
-        squash: bool = False,
-        grayscale: bool = False,
-        width: int | None = None,
     ) -> None:
-        if not 1 <= size <= resize:
-            raise DatasetError(f"size and resize: need 1 <= size <= resize, got {size} and {resize}")
-        self.input = Input(size, resize, grayscale, interpolation, squash, width)
-        super().__init__(self.input.shape, seed, on_corrupt, max_pixels, folder, left_out)
-        self.samples, self.labels, self.size = list(samples), tuple(labels), size
-        self._transform = transform(self.input, augment)
+        super().__init__(input.shape, seed, on_corrupt, max_pixels, folder, left_out)
+        self.samples, self.labels, self.input = list(samples), tuple(labels), input
+        self._transform = transform(input, augment)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -95,16 +76,11 @@ class ImageFolder(ImageFiles):
 def image_folder(
     folder: Path,
     train: bool,
-    size: int = 224,
-    resize: int = 256,
-    seed: int = 0,
+    input: Input = IMAGENET,
     augment: bool = False,
+    seed: int = 0,
     on_corrupt: OnCorrupt = "error",
     max_pixels: int = MAX_PIXELS,
-    interpolation: str = "bilinear",
-    squash: bool = False,
-    grayscale: bool = False,
-    width: int | None = None,
 ) -> ImageFolder:
     """The images in ``folder/train/CLASS``, or in ``folder/val/CLASS`` (``test`` if there is no ``val``).
 
@@ -114,13 +90,11 @@ def image_folder(
     Args:
         folder: contains ``train`` and ``val``.
         train: open ``train`` rather than ``val``.
-        size, resize, seed, augment, on_corrupt, max_pixels, interpolation, squash, grayscale, width: see
-            :class:`ImageFolder`.
+        input, augment, seed, on_corrupt, max_pixels: see :class:`ImageFolder`.
 
     Raises:
         DatasetError: a folder is missing or has no images, there are fewer than two classes, or the classes
             of ``train`` and ``val`` differ.
-        ValueError: no input can have this ``size``, ``resize`` or ``interpolation``.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: there is no such folder")
@@ -141,10 +115,7 @@ def image_folder(
         for number, label in enumerate(labels)
         for path in _images(chosen / label, left_out, on_corrupt)
     ]
-    return ImageFolder(
-        samples, labels, size, resize, augment, seed, on_corrupt, max_pixels, chosen, left_out,
-        interpolation, squash, grayscale, width,
-    )  # fmt: skip
+    return ImageFolder(samples, labels, input, augment, seed, on_corrupt, max_pixels, chosen, left_out)
 
 
 def _classes(folder: Path, left_out: LeftOut) -> list[str]:

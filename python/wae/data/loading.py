@@ -90,10 +90,7 @@ def open_dataset(
         size = Input(size, evaluation_resize(size))
     if is_sharded(source):
         return shards(str(source), train, size, augment, seed, on_corrupt, max_pixels)
-    return image_folder(
-        folder, train, size.size, size.resize, seed, augment, on_corrupt, max_pixels,
-        size.interpolation, size.squash, size.grayscale, size.width,
-    )  # fmt: skip
+    return image_folder(folder, train, size, augment, seed, on_corrupt, max_pixels)
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -85,8 +85,7 @@ class Shards(ImageFiles):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(input.shape, seed, on_corrupt, max_pixels, None, None)
-        self.labels, self.size = tuple(labels), input.size
-        self.paths, self.input = list(paths), input
+        self.paths, self.labels, self.input = list(paths), tuple(labels), input
         self._transform = transform(input, augment)
         self.shard = np.repeat(np.arange(len(paths)), [len(index.target) for index in indices])
         self.offset, self.bytes, self.targets = (

@@ -15,6 +15,7 @@ from wae.data.dataset import DatasetError, sample
 from wae.data.folder import image_folder
 from wae.data.image_files import left_out_of
 from wae.data.images import ImageError, read_image
+from wae.data.input import Input
 from wae.data.loading import batches, open_dataset
 
 
@@ -34,7 +35,7 @@ def test_options_of_open_dataset_are_passed_on(photos):
     check_options_arrive(photos)
     images = open_dataset(photos, False, False, 0, size=20).batch([0, 3], 0)[0]
     resize = 23  # 8/7 of the size
-    assert torch.equal(images, image_folder(photos, False, 20, resize).batch([0, 3], 0)[0])
+    assert torch.equal(images, image_folder(photos, False, Input(20, resize)).batch([0, 3], 0)[0])
 
 
 def test_a_class_name_that_is_not_utf_8_is_refused(photos):
@@ -54,9 +55,9 @@ def test_test_is_used_if_there_is_no_val(photos):
 
 def test_evaluation_crops_the_centre_of_the_resized_image(photos):
     image = read_image(photos / "val" / "cat" / "0.png")
-    images, _ = image_folder(photos, False, size=20, resize=30).batch([0], 0)
+    images, _ = image_folder(photos, False, Input(20, 30)).batch([0], 0)
     assert torch.equal(images[0], image[:, 10:30, 5:25])  # the shorter side has 30 pixels: nothing is scaled
-    images, _ = image_folder(photos, False, size=30, resize=30).batch([0], 0)
+    images, _ = image_folder(photos, False, Input(30, 30)).batch([0], 0)
     assert torch.equal(images[0], image[:, 5:35])
 
 
@@ -221,17 +222,9 @@ def test_a_folder_without_val_and_test_is_refused(photos):
         open_dataset(photos, False, False, 0)
 
 
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({"size": 0}, "size"),
-        ({"size": 32, "resize": 30}, "size and resize"),
-        ({"on_corrupt": "x"}, "on_corrupt"),
-    ],
-)
-def test_invalid_options_are_refused(photos, options, name):
-    with pytest.raises(DatasetError, match=name):
-        image_folder(photos, True, **options)
+def test_an_unknown_on_corrupt_is_refused(photos):
+    with pytest.raises(DatasetError, match="on_corrupt"):
+        image_folder(photos, True, on_corrupt="x")
 
 
 def test_datasets_can_be_pickled(photos):

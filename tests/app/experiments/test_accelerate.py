@@ -58,7 +58,7 @@ def crops(tmp_path):
     write_crops(folder / "data")
     torch.manual_seed(0)
     model = network()
-    sets = [image_folder(folder / "data", part, SIDE, 55, augment=part) for part in (True, False)]
+    sets = [image_folder(folder / "data", part, Input(SIDE, 55), augment=part) for part in (True, False)]
     plan = Plan("tiny", (Stage("classifier", 8, 5e-3, "adamw", weight_decay=0.05),), batch=16)
     accuracy = train(model, plan, *sets)[-1].accuracy.top1
     assert accuracy > 0.8  # else there is no accuracy to keep
@@ -103,7 +103,7 @@ def killed_and_resumed(crops):
 def keeps_and_reports_the_accuracy(crops, accelerated, capsys):
     folder, _, printed = accelerated
     found = json.loads((folder / "accelerate.json").read_text())["found"]
-    test = image_folder(crops / "data", False, SIDE, 55)
+    test = image_folder(crops / "data", False, Input(SIDE, 55))
     stock = network()
     stock.network.load_state_dict(torch.load(crops / "tiny.pth", weights_only=True))
     before = evaluate(stock, test).top1
@@ -139,7 +139,7 @@ def holds_checkpoint_deployed_network_and_onnx_file(crops, accelerated, capsys):
     assert described.network == "tiny_original:build"
     assert described.labels == CLASSES
     assert described.input == Input(SIDE, 55)
-    images = image_folder(crops / "data", False, SIDE, 55).batch(range(4), 0)[0]
+    images = image_folder(crops / "data", False, Input(SIDE, 55)).batch(range(4), 0)[0]
     model = load_classifier(folder / "model.safetensors", build())
     with torch.no_grad():
         expected = model(images)

@@ -18,6 +18,7 @@ from trained import FIXED, JOINT, PLAN, SHARED, StopAt, image_set, network, run,
 
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
+from wae.data.input import Input
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError
@@ -356,7 +357,7 @@ def test_every_epoch_has_its_own_order_and_random_numbers():
 def test_images_of_all_classes_are_measured(monkeypatch, start, in_memory):
     """The images of a class are neighbours in a folder, and often in memory."""
     samples = [(f"{number}.png", number // 16) for number in range(32)]
-    data = image_set() if in_memory else ImageFolder(samples, ("dark", "light"), 8, 8, augment=False, seed=0)
+    data = image_set() if in_memory else ImageFolder(samples, ("dark", "light"), Input(8, 8), False, 0)
     taken, colours = [], image_set(augment=False)
 
     def batch(indices, epoch):
@@ -375,7 +376,7 @@ def test_images_of_all_classes_are_measured(monkeypatch, start, in_memory):
 @pytest.mark.parametrize(("side", "count"), [(8, 8), (224, 8), (448, 2), (2048, 1)])
 def test_fewer_images_are_measured_if_they_are_large(monkeypatch, side, count):
     monkeypatch.setattr(norms, "_SAMPLE", 8)
-    folder = ImageFolder([("a.png", 0)] * 32, "a", side, side, augment=False, seed=0)
+    folder = ImageFolder([("a.png", 0)] * 32, "a", Input(side, side), augment=False, seed=0)
     assert norms._most(folder) == count
 
 

@@ -175,7 +175,7 @@ class Imagenette(FineTuned):
     def prepared(self, data: str | Path, folder: Path) -> Path:
         """See :meth:`Claim.prepared`: ``data`` holds train/CLASS/IMAGE and val/CLASS/IMAGE."""
         path = folder / f"images-{self.size}.safetensors"
-        parts = {part: image_folder(Path(data), part == "train", self.size, self.size) for part in _PARTS}
+        parts = {part: image_folder(Path(data), part == "train", self.input) for part in _PARTS}
         if len(labels := parts["train"].labels) != CLASSES:
             raise DatasetError(f"{data}: Imagenette has {CLASSES} classes, got {len(labels)}")
         metadata = {"files": _files(parts), "labels": json.dumps(labels)}
