@@ -312,7 +312,7 @@ def _make_aoti(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[
 
 def _load_aoti(content: bytes) -> Run:
     run: Run = torch._inductor.aoti_load_package(io.BytesIO(content))
-    return run
+    return lambda images: run(images.contiguous())  # it refuses other strides, and calibration may have any
 
 
 def _make_onnx(network: nn.Module, images: Tensor, dynamic: bool, says: Mapping[str, str]) -> bytes:

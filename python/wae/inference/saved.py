@@ -62,7 +62,7 @@ def _loaded(folder: Path, rebuild: bool) -> Deployed:
     _require_same(folder, about, rebuild)
     assert engine.load is not None
     with engine.errors():
-        prepared = engine.load(folder, batch, precision)
+        prepared = engine.load(folder.absolute(), batch, precision)  # it is read after a chdir too
         run = prepared.for_batch(batch)
     dtypes = {key: DTYPES[name] for key, name in about["dtypes"].items()}
     front = _front(folder, about, dtypes["model"], engine.foreign)

@@ -146,6 +146,14 @@ def test_a_file_for_one_batch_size_and_floating_point_images(file_format, model,
     run_in_a_new_process(file_format, path, model, [photos(2).float(), broken])
 
 
+@pytest.mark.slow
+def test_images_of_calibration_may_have_any_strides(model, tmp_path):
+    """An AOTInductor file takes contiguous images only."""
+    images = photos(20).contiguous(memory_format=torch.channels_last)
+    options = {"calibration": images, "calibration_images": 10}
+    assert export.export(model, tmp_path / "model.pt2", "aoti", SIZE, **options)["agreement"] == 1
+
+
 @pytest.mark.parametrize("file_format", ["onnx", "torch"])
 def test_a_network_other_than_wae_is_exported_for_uint8_images(file_format, stock, tmp_path):
     path = tmp_path / "model"

@@ -110,6 +110,17 @@ def test_a_loaded_network_can_be_saved_again(engine, model, tmp_path):
     }
 
 
+def test_a_loaded_network_does_not_depend_on_the_current_folder(model, tmp_path, monkeypatch):
+    """ONNX Runtime and OpenVINO read the files again for another number of images, and `save` does too."""
+    needs("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    deploy(model, SIZE, 2, "onnxruntime").save("net")
+    loaded = wae.load_deployed("net")
+    monkeypatch.chdir("/")
+    assert loaded(photos(1)).shape == (1, 5)
+    loaded.save(tmp_path / "again")
+
+
 def test_a_folder_may_have_any_unicode_name_and_no_other(model, tmp_path):
     """The engines' C++ opens no path of other bytes; they said so in words about their own code."""
     deployed, odd = deploy(model, SIZE, 1, "eager"), tmp_path / "-\n \u00e9\U0001f600"

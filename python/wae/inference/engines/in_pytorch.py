@@ -16,6 +16,7 @@ from wae.inference.batches import in_chunks
 from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.inference.winograd import replaced
 from wae.models.network import on_two_streams
+from wae.storage.files import full_disk_named
 
 from . import in_torchao
 from .engine import Engine, Prepared, Run, Samples
@@ -95,8 +96,8 @@ class _Program(Prepared):
 def _leave_in_file(module: nn.Module) -> None:
     """Move the weights of ``module`` into a memory-mapped file: they take no memory until they are read."""
     tensors = [*module.parameters(), *module.buffers()]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "weights.pt"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name, full_disk_named(Path(name)):
+        path = Path(name) / "weights.pt"
         torch.save([tensor.detach() for tensor in tensors], path)
         # on Linux a deleted file exists until the last mapping of it is gone
         for tensor, mapped in zip(tensors, torch.load(path, mmap=True), strict=True):

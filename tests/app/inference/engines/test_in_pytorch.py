@@ -1,6 +1,7 @@
 """PyTorch's own engines: compiled code, weights in memory, captured CUDA graphs."""
 
 import copy
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from small_networks import SIZE, assert_close, photos
 from torch import nn
 
 from wae.inference.deploy import deploy
-from wae.inference.engines import ENGINES
+from wae.inference.engines import ENGINES, Engine
 from wae.inference.engines.in_pytorch import InPyTorch, _compile, _cudagraphs, _tensorrt
 from wae.inference.folding import fold
 from wae.inference.front import whole
@@ -33,6 +34,20 @@ def test_weights_are_in_memory_once(model):
     assert torch.equal(module(*inputs), expected)
     deployed = deploy(model, SIZE, engine="openvino")
     assert not any(isinstance(x, nn.Module) for x in vars(deployed._prepared).values())
+
+
+def test_a_full_disk_is_reported_as_such(monkeypatch):
+    """PyTorch speaks of a position in its archive."""
+
+    def full(*arguments):
+        raise RuntimeError("unexpected pos 768 vs 662")
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    module, inputs = nn.Linear(4, 4).eval(), [torch.randn(1, 4)]
+    engine = Engine("odd", ("cpu",), {}, lambda m, x, *_: InPyTorch(m, x, lambda m, *_: m, packs=True))
+    with pytest.raises(OSError, match="No space left on device"):
+        engine.build(module, inputs)
 
 
 @pytest.mark.slow
