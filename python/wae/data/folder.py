@@ -40,8 +40,8 @@ class ImageFolder(ImageFiles):
         folder: Path | None = None,
         left_out: LeftOut | None = None,
     ) -> None:
-        super().__init__(input.shape, seed, on_corrupt, max_pixels, folder, left_out)
-        self.samples, self.labels, self.input = list(samples), tuple(labels), input
+        super().__init__(input, seed, on_corrupt, max_pixels, folder, left_out)
+        self.samples, self.labels = list(samples), tuple(labels)
         self._transform = transform(input, augment)
 
     def __len__(self) -> int:

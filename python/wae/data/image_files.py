@@ -24,7 +24,7 @@ class ImageFiles(ABC):
     """Samples in files, which are read on demand.
 
     Args:
-        shape: height and width of the samples, in pixels.
+        input: how an image becomes a sample; its ``shape`` is that of the samples.
         seed: seeds the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
         max_pixels: see :func:`wae.data.images.read_image`.
@@ -40,7 +40,7 @@ class ImageFiles(ABC):
 
     def __init__(
         self,
-        shape: tuple[int, int],
+        input: Input,
         seed: int,
         on_corrupt: OnCorrupt,
         max_pixels: int,
@@ -49,7 +49,7 @@ class ImageFiles(ABC):
     ) -> None:
         if on_corrupt not in ("error", "skip"):
             raise DatasetError(f"on_corrupt: need 'error' or 'skip', got {on_corrupt!r}")
-        self.shape, self.seed, self.on_corrupt = shape, seed, on_corrupt
+        self.input, self.shape, self.seed, self.on_corrupt = input, input.shape, seed, on_corrupt
         self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
 
     @abstractmethod

@@ -72,10 +72,10 @@ class SegmentationFolder(ImageFiles):
         left_out: LeftOut | None = None,
         keep: bool = False,
     ) -> None:
-        super().__init__(input.shape, seed, on_corrupt, max_pixels, folder, left_out)
+        super().__init__(input, seed, on_corrupt, max_pixels, folder, left_out)
         self.samples = list(samples)
         self.labels = tuple(name for name in classes if not _is_bracketed(name))
-        self.input, self._table = input, _table(classes)
+        self._table = _table(classes)
         self._kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
         self._augmented = _augmentation(*input.shape) if augment else None
 

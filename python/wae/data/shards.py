@@ -84,8 +84,8 @@ class Shards(ImageFiles):
         on_corrupt: OnCorrupt = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(input.shape, seed, on_corrupt, max_pixels, None, None)
-        self.paths, self.labels, self.input = list(paths), tuple(labels), input
+        super().__init__(input, seed, on_corrupt, max_pixels, None, None)
+        self.paths, self.labels = list(paths), tuple(labels)
         self._transform = transform(input, augment)
         self.shard = np.repeat(np.arange(len(paths)), [len(index.target) for index in indices])
         self.offset, self.bytes, self.targets = (

@@ -24,9 +24,7 @@ from wae.data.classes import class_order
 from wae.data.dataset import Dataset, InMemory, sample
 from wae.data.image_files import ImageFiles, OnCorrupt, left_out_of
 from wae.data.images import MAX_PIXELS
-from wae.data.input import evaluation_resize
 from wae.data.loading import open_dataset
-from wae.data.segmentation import SegmentationFolder
 from wae.models.baselines import FullResolution
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, build
@@ -221,7 +219,7 @@ class Session:
         """The images to train on and to test with, in the same size, by default that of the original."""
         of_original = describe(self.original).input.shape if self.original else None
         training = self._data(True, self.size or of_original, console)
-        size = training.input if isinstance(training, SegmentationFolder) else self.size
+        size = training.input if isinstance(training, ImageFiles) else self.size
         return [training, self._data(False, size, console)]
 
     def _data(self, train: bool, size: int | tuple[int, int] | Input | None, console: Console) -> Dataset:
@@ -336,8 +334,7 @@ def _note(console: Console, note: str) -> None:
 
 def _input(data: Dataset, images: Tensor) -> Input:
     """The preprocessing that turns a photo into an input like those the network was trained on."""
-    if isinstance(data, SegmentationFolder):
+    if isinstance(data, ImageFiles):
         return data.input
     size = images.shape[3]
-    grayscale = isinstance(data, InMemory) and data.images.shape[1] == 1
-    return Input(size, evaluation_resize(size) if isinstance(data, ImageFiles) else size, grayscale)
+    return Input(size, size, grayscale=isinstance(data, InMemory) and data.images.shape[1] == 1)
