@@ -21,6 +21,7 @@ from wae.inference.deploy import deploy
 from wae.inference.deployed import Deployed
 from wae.inference.footprint import footprint_of
 from wae.models.counting import count
+from wae.models.layout import in_format
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Description, describe
 from wae.training.accuracy import Accuracy, PixelAccuracy
@@ -53,7 +54,7 @@ def candidate(path: Path, model: nn.Module, device: torch.device) -> Candidate:
     """The network ``model`` of the checkpoint at ``path``. Raises CheckpointError."""
     if isinstance(model, WAENetwork):
         model = fold_normalization(model)
-    return Candidate(path, describe(path), model.to(device).to(memory_format=torch.channels_last))
+    return Candidate(path, describe(path), in_format(model.to(device), torch.channels_last))
 
 
 @torch.no_grad()

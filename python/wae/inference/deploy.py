@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from wae.data.input import IMAGENET, Input
 from wae.difference import relative_difference
+from wae.models.layout import in_format
 from wae.models.plain import unwrapped
 from wae.wording import counted, first_line
 
@@ -322,7 +323,9 @@ def _divided(task: _Task, engine: Engine, name: str) -> tuple[Front, nn.Module, 
     end = None
     if engine.foreign:  # PyTorch's engines run our op themselves
         rest, end = before_end(rest, front)
-    return front, rest.to(dtype).to(memory_format=memory_format), end
+    if dtype != like.dtype:  # else also a network with parameters of other dtypes computes as it is written
+        rest = rest.to(dtype)
+    return front, in_format(rest, memory_format), end
 
 
 def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:

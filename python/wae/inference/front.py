@@ -225,7 +225,7 @@ def in_front(
         scale, shift = getattr(model, "image_scale", None), getattr(model, "image_shift", None)
         front = Front(None, like, scale, shift, dtype, memory_format, before_threads)
         return front, model
-    if like.is_cuda:
+    if like.is_cuda and dtype != like.dtype:
         model = model.to(dtype)
         like = next(model.parameters())
     front = Front(

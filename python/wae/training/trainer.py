@@ -26,6 +26,7 @@ from wae.data.loading import batches, fingerprint, to_device
 from wae.data.segmentation import SegmentationFolder
 from wae.errors import WaeError
 from wae.models.evaluating import evaluating
+from wae.models.layout import in_format
 from wae.models.network import WAENetwork
 from wae.storage import weights_file
 from wae.wording import counted
@@ -150,7 +151,7 @@ class _Run:
         steps: int | None,
     ) -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.model = in_format(model.to(self.device), torch.channels_last)
         self.plan, self.training, self.test = plan, training, test
         self.state, self.sources = state, dict(sources)
         self.teacher = None if teacher is None else teacher.to(self.device)

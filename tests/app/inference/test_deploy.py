@@ -21,6 +21,50 @@ from wae.inference.engines.in_pytorch import InPyTorch
 from wae.models.baselines import FullResolution
 
 
+class OfVolumes(nn.Module):
+    """A 3D convolution over the colours, whose weights have five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.classifier = nn.Conv3d(1, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, images):
+        return self.classifier(self.convolution(images[:, None]).mean((2, 3, 4)))
+
+
+class OfFrequencies(nn.Module):
+    """Multiplies the spectrum by complex numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(3, 5)
+        self.register_buffer("filter", torch.randn(SIZE[0], SIZE[1] // 2 + 1, dtype=torch.complex64))
+
+    def forward(self, images):
+        filtered = torch.fft.irfft2(torch.fft.rfft2(images) * self.filter, s=SIZE)
+        return self.classifier(filtered.relu().mean((2, 3)))
+
+
+class InTwoDtypes(nn.Module):
+    """Computes its scores in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.classifier = nn.Conv2d(3, 4, 3), nn.Linear(4, 5).double()
+
+    def forward(self, images):
+        return self.classifier(self.convolution(images).mean((2, 3)).double()).float()
+
+
+@pytest.mark.parametrize(
+    "network", [OfVolumes(), OfFrequencies(), InTwoDtypes()], ids=lambda x: type(x).__name__
+)
+def test_parameters_of_any_shape_and_dtype(network):
+    """They were all cast to the dtype of the first, and all laid out as channels_last."""
+    images = torch.randn(2, 3, *SIZE)
+    assert_close(deploy(network.eval(), SIZE, engine="eager")(images), network(images))
+
+
 def test_deploy_does_not_change_the_model(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     deploy(model, SIZE, engine="eager")
