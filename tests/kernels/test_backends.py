@@ -203,7 +203,7 @@ def test_task_keeps_the_choice_of_the_block_that_created_it() -> None:
 
 
 def test_library_asks_only_while_a_choice_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a block, and as long as a task has a copy of its choice. The default is the choice of the process."""
+    """In a block, and as long as a task has a copy of its choice. The default is that of the process."""
     gc.collect()  # drops choices that the traceback of a failed test keeps alive
     asked: list[str | None] = []
     library = SimpleNamespace(

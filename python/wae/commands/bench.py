@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         nargs="+",
-        type=types.positive,
+        type=types.batch,
         default=[1, 8],
         metavar="N",
         help="images per call (default: 1 8)",
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=types.positive,
+        type=types.size,
         metavar="N",
         help="side of the images in pixels (default: the network's, usually 224)",
     )
@@ -79,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     from wae.storage.files import refuse_existing
 
     _check_engines(options.engine or ())
+    if options.calibrate is not None and "int8" not in options.precision:
+        raise shared.Misuse("--calibrate: needs int8 in --precision")
     if options.json and options.output and options.json.resolve() == options.output.resolve():
         raise shared.Misuse(f"--json: needs another file than -o, got {options.json} for both")
     for target in filter(None, (options.output, options.json)):

@@ -140,9 +140,11 @@ def _made(options: argparse.Namespace, claim: Claim, console: Console) -> list[R
         console.print("All networks are trained. Measuring their times on this machine.")
         others = OtherPrograms()
         table = rows(results, claim)
+        text = markdown(table, claim)
         if disturbed := disturbance(others.cores()):
             console.print(f"{disturbed.capitalize()}.")
-        _write(options.output, markdown(table, claim), claim.picture(source, options.output))
+            text += f"\n\n{disturbed.capitalize()}."
+        _write(options.output, text, claim.picture(source, options.output))
     return table
 
 

@@ -105,6 +105,7 @@ def _checkpoint(path: Path) -> Original:
     described, model = describe_classifier(path), load_classifier(path)
     if type(model) is not FullResolution:  # its subclasses work at other sizes
         raise CheckpointError(f"{path}: holds {described.network}; need a stock network, a plain NAME")
+    _check_square(str(path), *described.input.shape)
     scale, shift = model.image_scale.double(), model.image_shift.double()
     mean, std = -shift / scale / 255, 1 / (255 * scale)
     return Original(
@@ -176,7 +177,8 @@ def _as_timm_says(made: Original) -> Original:
     from timm.data.config import resolve_model_data_config
 
     says = resolve_model_data_config(made.network)
-    size = says["input_size"][1]
+    _, size, width = says["input_size"]
+    _check_square(made.name, size, width)
     if says["crop_mode"] not in ("center", "squash") or says["interpolation"] not in INTERPOLATIONS:
         raise ValueError(
             f"{made.name}: its preprocessing is not supported: crop_mode {says['crop_mode']}, interpolation "
@@ -189,6 +191,12 @@ def _as_timm_says(made: Original) -> Original:
         squash=says["crop_mode"] == "squash",
     )
     return replace(made, input=input, mean=_three(says["mean"]), std=_three(says["std"]))
+
+
+def _check_square(name: str, height: int, width: int) -> None:
+    """Raise ValueError unless the network's images are square: those of its accelerated forms are."""
+    if height != width:
+        raise ValueError(f"{name}: needs a network for square images, got one for {height} x {width}")
 
 
 def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple[nn.Module, dict[str, str]]:

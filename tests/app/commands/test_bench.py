@@ -365,6 +365,7 @@ def test_the_share_is_relative_to_the_ratio_of_multiply_adds():
         (("small_vgg", "--engine", "cudagraphs"), 1, "--engine: cudagraphs runs on cuda, not on cpu"),
         (("small_vgg", *QUICK, "--precision", "int8"), 1, "no engine computes in this precision"),
         (("small_vgg", *QUICK, "--precision", "int8", "--calibrate", "none"), 1, "none must be a folder"),
+        (("small_vgg", *QUICK, "--calibrate", "none"), 2, "--calibrate: needs int8 in --precision"),
         (("small_vgg", *QUICK, "--size", "500"), 1, "takes no images of 500 x 500"),
     ],
     ids=str,

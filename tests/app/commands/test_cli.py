@@ -366,6 +366,8 @@ def test_wrong_usage_exits_with_2(arguments):
         "reproduce fashion-mnist --seeds 1000000000",
         "reproduce fashion-mnist --times 0",
         "reproduce fashion-mnist --times nan",
+        "bench resnet18 --batch 1 1000000000000",
+        "bench resnet18 --size 100000",
         "selftest --only 99999999999999999999",
         "selftest --seconds inf",
         "demo --seconds 1e300",

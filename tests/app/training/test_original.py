@@ -10,7 +10,7 @@ from tiny_original import build
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
-from wae.data.input import Input
+from wae.data.input import Input, whole
 from wae.models.accelerated import Form, accelerated, show_small_image
 from wae.models.baselines import FullResolution
 from wae.models.last_layer import split_last_linear
@@ -248,6 +248,19 @@ def test_preprocessing_comes_from_the_checkpoint(tmp_path):
         save_classifier(tmp_path / "other.safetensors", named(name, 3), name, ["a", "b", "c"], force=True)
         with pytest.raises(CheckpointError, match=f"holds {name}; need a stock network"):
             open_original(str(tmp_path / "other.safetensors"), None, 3)
+
+
+def test_a_network_for_images_that_are_not_square_is_refused(tmp_path):
+    """It was measured and trained on squares of its height."""
+    path = tmp_path / "original.safetensors"
+    message = "needs a network for square images, got one for 20 x 30"
+    save_classifier(path, named("small_photo_vgg", 3), "small_photo_vgg", ("a", "b", "c"), whole(20, 30))
+    with pytest.raises(ValueError, match=message):
+        open_original(str(path), None, 3)
+    network = build()
+    network.pretrained_cfg = {"input_size": (3, 20, 30)}
+    with pytest.raises(ValueError, match=message):
+        open_original(network, None, 3)
 
 
 def test_an_accelerated_network_of_ours_is_saved_by_name(tmp_path):
