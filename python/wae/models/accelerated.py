@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wae.wording import shown
 from wae_kernels.checks import half_of
 from wae_kernels.nn import Decoder, Encoder
+from wae_kernels.reference import normalize_image
 
 from .around import PooledClassifier
 from .bodies import feature_channels
@@ -104,7 +105,7 @@ def show_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift: Te
         ValueError: ``low`` is no small image: a colour is not positively correlated with it.
     """
     low, high = (part.double() for part in model.decompose(images))
-    wanted = images.double() * scale.double().view(1, 3, 1, 1) + shift.double().view(1, 3, 1, 1)
+    wanted = normalize_image(images, torch.float64, scale, shift)
     small = F.avg_pool2d(wanted, 2, ceil_mode=True)
     mean, centre = (x.mean((0, 2, 3), keepdim=True) for x in (low, small))
     covariance, variance = ((low - mean) * x for x in (small - centre, low - mean))

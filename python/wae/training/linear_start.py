@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.models.accelerated import show_small_image
+from wae.models.autoencoder import AutoEncoder
 from wae.models.network import WAENetwork
 from wae_kernels.nn import Decoder, Encoder
 
@@ -174,6 +175,21 @@ def _zero_bias(layer: nn.Conv2d | nn.ConvTranspose2d, channels: int) -> None:
     layer.bias[:channels] = 0
 
 
+def start_linear(
+    model: WAENetwork | AutoEncoder, images: Iterable[Tensor], least_energy: bool = False
+) -> None:
+    """Initialise encoder and decoder with :func:`best_linear` of the images as the encoder sees them.
+
+    The images, (3, H, W) uint8 each, are on the CPU. Raises ValueError if one is smaller than a block, or the
+    model has no learned encoder and decoder.
+    """
+    if model.decoder is None or not isinstance(model.encoder, Encoder):
+        raise ValueError("start = linear needs a model with a learned encoder and a decoder")
+    scale, shift = (numbers.cpu().view(3, 1, 1) for numbers in (model.image_scale, model.image_shift))
+    transform = best_linear((image * scale + shift for image in images), least_energy)
+    write_linear_start(model.encoder, model.decoder, transform)
+
+
 def start_as_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift: Tensor) -> None:
     """Initialise encoder and decoder with the best linear transform whose ``low`` is a small image.
 
@@ -188,10 +204,7 @@ def start_as_small_image(model: WAENetwork, images: Tensor, scale: Tensor, shift
     Raises:
         ValueError: an image is smaller than a block.
     """
-    assert isinstance(model.encoder, Encoder)
-    assert model.decoder is not None
     model.image_scale.copy_(scale)
     model.image_shift.copy_(shift)
-    units = (image * scale.view(3, 1, 1) + shift.view(3, 1, 1) for image in images)
-    write_linear_start(model.encoder, model.decoder, best_linear(units))
+    start_linear(model, images)
     show_small_image(model, images, scale, shift)

@@ -14,6 +14,7 @@ from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import WAEClassifier
 from wae.models.network import WAENetwork
 from wae.models.segmentation.segmenter import WAESegmenter, pixel_scores
+from wae_kernels.reference import normalize_image
 
 from .losses import cross_entropy, mimic_loss, transform_loss
 from .plan import Stage
@@ -93,8 +94,8 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         assert model.decoder is not None
         decoded = model.decoder(low, high, images.shape[2:])
-        scale, shift = (t.to(decoded.dtype).view(1, 3, 1, 1) for t in (model.image_scale, model.image_shift))
-        losses = transform_loss(decoded, images * scale + shift, high, self.stage.energy_weight)
+        wanted = normalize_image(images, decoded.dtype, model.image_scale, model.image_shift)
+        losses = transform_loss(decoded, wanted, high, self.stage.energy_weight)
         return {"transform": losses.total, "reconstruction": losses.reconstruction, "energy": losses.energy}
 
     def _classification(self, scores: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

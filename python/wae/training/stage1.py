@@ -16,7 +16,7 @@ from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import weights_file
 
 from . import trainer
-from .linear_start import best_linear, write_linear_start
+from .linear_start import start_linear
 from .losses import energy_ratio, psnr
 from .plan import EPOCH_STEPS, PLANS, Plan, read
 from .state import check_same
@@ -84,8 +84,7 @@ def initial_model(photos: Sequence[Tensor], seed: int) -> AutoEncoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoEncoder()
-    scale, shift = model.image_scale.view(3, 1, 1), model.image_shift.view(3, 1, 1)
-    write_linear_start(model.encoder, model.decoder, best_linear(photo * scale + shift for photo in photos))
+    start_linear(model, photos)
     return model
 
 

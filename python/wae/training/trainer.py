@@ -30,10 +30,9 @@ from wae.models.layout import in_format
 from wae.models.network import WAENetwork
 from wae.storage import weights_file
 from wae.wording import counted
-from wae_kernels.nn import Encoder
 
 from .accuracy import Accuracy, PixelAccuracy, evaluate
-from .linear_start import best_linear, write_linear_start
+from .linear_start import start_linear
 from .losses import class_weights
 from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized
 from .objective import Objective, trained
@@ -222,11 +221,7 @@ class _Run:
             return
         images = measured_images(self.training)
         if number == 0 and plan.start == "linear":
-            if model.decoder is None or not isinstance(model.encoder, Encoder):
-                raise ValueError("start = linear needs a model with a learned encoder and a decoder")
-            scale, shift = model.image_scale.view(3, 1, 1).cpu(), model.image_shift.view(3, 1, 1).cpu()
-            transform = best_linear((image * scale + shift for image in images), least_energy=True)
-            write_linear_start(model.encoder, model.decoder, transform)
+            start_linear(model, images, least_energy=True)
         if plan.norm_statistics != "batch":
             measure_norms(model, images, low=plan.norm_statistics == "fixed")
 

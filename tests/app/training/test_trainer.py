@@ -430,8 +430,8 @@ def test_a_linear_start_has_the_most_energy_in_low_possible_for_a_linear_transfo
 
 def test_only_the_first_stage_has_a_linear_start(monkeypatch):
     """Later stages measure statistics too, but keep what was learned."""
-    fitted, best_linear = [], trainer.best_linear
-    monkeypatch.setattr(trainer, "best_linear", lambda *a, **k: fitted.append(1) or best_linear(*a, **k))
+    fitted, start_linear = [], trainer.start_linear
+    monkeypatch.setattr(trainer, "start_linear", lambda *a, **k: fitted.append(1) or start_linear(*a, **k))
     stage = replace(JOINT, epochs=1)
     run(Plan("tiny", (stage, stage), batch=32, start="linear", norm_statistics="fixed"))
     assert fitted == [1]
