@@ -40,7 +40,7 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
         LostProcessError: another process ended during the block.
     """
     _check_environment()
-    chosen = _device(device)
+    chosen = usable_device(device)
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         yield chosen
         return
@@ -157,7 +157,8 @@ def _check_environment() -> None:
             raise ValueError(f"{name} must be a whole number, got {text!r}; torchrun sets it")
 
 
-def _device(name: str | None) -> torch.device:
+def usable_device(name: str | None) -> torch.device:
+    """The device called ``name``: see :func:`joined`. Raises ValueError if it cannot be used here."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

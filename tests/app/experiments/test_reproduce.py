@@ -49,6 +49,13 @@ def test_an_error_in_a_training_is_reported(tmp_path):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], FashionMnist(replace(TINY, batch=2000)), 1)
 
 
+@pytest.mark.slow
+def test_a_device_that_cannot_be_used_is_reported(tmp_path):
+    """It was a traceback."""
+    with pytest.raises(ValueError, match="device nonsense cannot be used here"):
+        reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], DIGITS, 1, device="nonsense")
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lock, "PATIENCE", 0.1)
     with lock.alone_in(tmp_path):

@@ -27,6 +27,7 @@ from wae.termination import end_with_parent, terminable
 from wae.training.accuracy import Accuracy, PixelAccuracy, evaluate
 from wae.training.norms import kept_norms, remeasure_norms
 from wae.training.plan import Plan
+from wae.training.processes import usable_device
 from wae.training.state import Epoch
 from wae.training.trainer import Observer, TrainingError, train
 
@@ -80,13 +81,14 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
         while True:
             job = link.recv()
             try:
+                usable = usable_device(device)  # asked only here: the main process shall not open a GPU
                 known = read_result(folder, job, claim)
                 if known and lacks_remeasured(folder, job, claim):
                     training, test = claim.sets(data, job.seed)
                     tested = claim.held_out(data) or test
-                    message: Result | Exception = _remeasured(known, folder, claim, device, training, tested)
+                    message: Result | Exception = _remeasured(known, folder, claim, usable, training, tested)
                 else:
-                    message = _train(job, folder, data, claim, device, link)
+                    message = _train(job, folder, data, claim, usable, link)
             except Exception as error:
                 message = _as_sent(job, error)
             link.send(message)
@@ -101,7 +103,9 @@ def _as_sent(job: Job, error: Exception) -> Exception:
     return TrainingError(f"{job.network}, seed {job.seed}: {type(error).__name__}: {error}")
 
 
-def _train(job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection) -> Result:
+def _train(
+    job: Job, folder: Path, data: str | Path, claim: Claim, device: torch.device, link: Connection
+) -> Result:
     """Run one training, from its last epoch or from the start; write its weights and result to ``folder``."""
     chosen = claim.plan_of(job.network, job.seed)
     sets = claim.sets(data, job.seed)
@@ -175,7 +179,12 @@ def lacks_remeasured(folder: Path, job: Job, claim: Claim) -> bool:
 
 
 def _remeasured(
-    result: Result, folder: Path, claim: Claim, device: str, training: Dataset, tested: Dataset
+    result: Result,
+    folder: Path,
+    claim: Claim,
+    device: torch.device,
+    training: Dataset,
+    tested: Dataset,
 ) -> Result:
     """``result`` with the accuracy of its weights after re-estimating the statistics; also in ``folder``."""
     job = Job(result.network, result.seed)
