@@ -134,7 +134,7 @@ def _made(options: argparse.Namespace, claim: Claim, console: Console) -> list[R
     from wae.experiments.reproduction.table import markdown, rows
     from wae.training.lock import alone_in
 
-    wanted, source = _wanted(options, claim), _source(options)
+    wanted, source = _wanted(options, claim), _source(options, claim)
     with alone_in(options.output):  # until the last file is written
         results = _watch(options, source, wanted, claim)
         console.print("All networks are trained. Measuring their times on this machine.")
@@ -185,7 +185,7 @@ def _claim(options: argparse.Namespace) -> Claim:
             raise ValueError(f"--{name.replace('_', '-')}: is only for {claims}")
     if options.claim == "imagenette":
         network = _chosen("network", options.network, imagenette.NETWORKS) or "small_vgg"
-        size = _chosen("size", options.size, _SIDES)
+        size = _chosen("size", _side(options.size), _SIDES)
         return imagenette.claim(network, size, options.kept_aside, times, options.also_at or ())
     if options.claim == "camvid":
         network = _chosen("network", options.network, camvid.NETWORKS) or camvid.NETWORKS[0]
@@ -195,6 +195,13 @@ def _claim(options: argparse.Namespace) -> Claim:
     return fashion_mnist.claim(times)
 
 
+def _side(size: int | tuple[int, int] | None) -> int | str | None:
+    """The side of square images of ``--size``; for others HEIGHTxWIDTH, which no claim of these has."""
+    if isinstance(size, tuple):
+        return size[0] if size[0] == size[1] else "{}x{}".format(*size)
+    return size
+
+
 def _chosen(option: str, value: Any, allowed: Iterable[Any]) -> Any:
     """``value``, after a check that the claim allows it."""
     if value is not None and value not in allowed:
@@ -202,7 +209,7 @@ def _chosen(option: str, value: Any, allowed: Iterable[Any]) -> Any:
     return value
 
 
-def _source(options: argparse.Namespace) -> str:
+def _source(options: argparse.Namespace, claim: Claim) -> str:
     """What ``--data`` names, downloaded if that is wanted."""
     from wae.experiments.reproduction import imagenette
 
@@ -213,7 +220,7 @@ def _source(options: argparse.Namespace) -> str:
     if not options.data:
         raise ValueError("--data: needs the folder with Imagenette's train and val (--download fills it)")
     if options.download:
-        return str(imagenette.download(Path(options.data), options.size or 0))
+        return str(imagenette.download(Path(options.data), claim.input.size))
     return str(options.data)
 
 

@@ -32,6 +32,7 @@ from wae.storage.checkpoint import load_classifier
 from wae.storage.files import read_json, written
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import find
+from wae.wording import first_line
 
 from .claim import DECOMPOSITION, WAE, WAVELET, Job, built_for_photos, longer
 from .fine_tuned import FINE_TUNED, FineTuned, fine_tuned
@@ -241,13 +242,17 @@ def _read_start(path: Path) -> dict[str, float]:
 def download(folder: Path, size: int) -> Path:
     """Let torchvision download Imagenette to ``folder`` unless it is there. Returns the folder of its images.
 
-    Raises DatasetError if photos are missing.
+    Raises DatasetError if photos are missing, or the download fails.
     """
     from torchvision.datasets import Imagenette as Downloaded
 
     version = "160px" if size <= _SMALL_VERSION else "320px"
     there = folder / f"imagenette2-{version.removesuffix('px')}"
-    Downloaded(folder, size=version, download=not there.exists())
+    if not there.exists():
+        try:
+            Downloaded(folder, size=version, download=True)
+        except Exception as error:  # no connection, a damaged file, or anything else
+            raise DatasetError(f"{there}: could not be downloaded: {first_line(error)}") from None
     counts = tuple(sum(1 for _ in there.glob(f"{part}/*/*.JPEG")) for part in _PARTS)
     if counts != _PHOTOS:
         wanted, got = ("{} and {}".format(*numbers) for numbers in (_PHOTOS, counts))

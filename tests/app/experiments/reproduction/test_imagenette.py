@@ -11,7 +11,8 @@ from reproductions import tiny_plan
 from small_networks import HeadFirst
 from torch import nn
 
-from wae.cli import main
+from wae.cli import build_parser, main
+from wae.commands import reproduce as command
 from wae.data.dataset import DatasetError
 from wae.difference import relative_difference
 from wae.experiments import pruning, reproduce
@@ -201,6 +202,23 @@ def test_the_smallest_version_that_is_large_enough_is_downloaded(tmp_path, monke
     with pytest.raises(DatasetError, match="has 0 and 0 photos, need 9469 and 3925"):
         imagenette.download(tmp_path, size)
     assert calls == [(tmp_path, {"size": version, "download": True})]
+
+
+def test_a_failed_download_is_one_line_and_an_incomplete_folder_is_named(tmp_path, monkeypatch, capsys):
+    """The first was a traceback, the second an error of torchvision's about a class folder."""
+    from torchvision import datasets
+
+    def fail(folder, **options):
+        raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setattr(datasets, "Imagenette", fail)
+    line = ["reproduce", "imagenette", "--data", str(tmp_path), "--download", "-o", str(tmp_path / "out")]
+    assert main(line) == 1
+    there = tmp_path / "imagenette2-160"
+    assert capsys.readouterr().err == f"wae: {there}: could not be downloaded: File not found or corrupted.\n"
+    there.mkdir()
+    assert main(line) == 1
+    assert "remove the folder to download it again" in capsys.readouterr().err
 
 
 def test_pruned_networks_have_the_first_seed_only():
@@ -452,9 +470,15 @@ def test_a_pruned_network_is_trained_after_the_network_it_is_pruned_from(photos,
             ("imagenette", "--data", "nowhere", "--only", "WAEE"),
             "there is no network WAEE; known are 64 x 64",
         ),
+        (("imagenette", "--size", "64x96"), "--size: must be one of 64, 96, 128, 224, got 64x96"),
         (("fashion-mnist", "--size", "64"), "--size: is only for imagenette and camvid"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message, tmp_path, capsys):
     assert main(["reproduce", *arguments, "-o", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_square_may_be_given_by_both_sides():
+    options = build_parser().parse_args(["reproduce", "imagenette", "--size", "96x96"])
+    assert command._claim(options) == imagenette.claim(size=96)
