@@ -38,8 +38,9 @@ def _clothes(images: str, folder: str) -> Trainings:
     return Trainings(images, "a small VGG", folder, "28 x 28", "14 x 14", "", "WAE, mimic")
 
 
-def _photos(images: str, folder: str) -> Trainings:
-    return Trainings(images, "a small VGG", folder, "64 x 64", "32 x 32", "32 x 32, fine-tuned")
+def _photos(images: str, network: str, folder: str, side: int) -> Trainings:
+    full, half = (f"{pixels} x {pixels}" for pixels in (side, side // 2))
+    return Trainings(images, network, f"imagenette-{folder}", full, half, f"{half}, fine-tuned")
 
 
 def _road_scenes(images: str, network: str, folder: str) -> Trainings:
@@ -56,8 +57,9 @@ _NETWORKS = {
 LINES = (
     _clothes("Fashion-MNIST, 28 x 28", "fashion-mnist"),
     _clothes("the same, 4 times the epochs", "fashion-mnist-4-times"),
-    _photos("Imagenette, 64 x 64", "imagenette-small_vgg-64"),
-    _photos("the same, 4 times the epochs", "imagenette-small_vgg-64-4-times"),
+    _photos("Imagenette, 64 x 64", "a small VGG", "small_vgg-64", 64),
+    _photos("the same, 4 times the epochs", "a small VGG", "small_vgg-64-4-times", 64),
+    _photos("Imagenette, 128 x 128", "ResNet18", "resnet18-128", 128),
     *(
         _road_scenes(f"CamVid, {size}", network, f"{name}-{size.replace(' ', '')}")
         for size in ("180 x 240", "90 x 120")

@@ -300,6 +300,7 @@ def test_the_rendered_documentation_has_every_page() -> None:
 
 FASHION = ("fashion-mnist", "28 x 28", "14 x 14")
 SMALL_VGG = ("imagenette-small_vgg-64", "64 x 64", "32 x 32")
+RESNET18 = ("imagenette-resnet18-128", "128 x 128", "64 x 64")
 CAMVID = ("camvid-enet-180x240", "full resolution", "half, bilinear")
 LARGER = ("camvid-mobilenet_deconv_compensated-180x240", "full resolution", "half, bilinear")
 LARGER_DECONV = ("camvid-mobilenet_deconv-180x240", "full resolution", "half, bilinear")
@@ -380,7 +381,7 @@ def test_the_accuracies_in_the_readme_are_those_of_the_results() -> None:
     last = sorted(int(share) for line in lines for share in re.findall(r"\((-?\d+)%\) \|$", line))
     assert f"Distilled from it, WAE recovers {last[0]} to {last[-1]} %." in readme
     assert "| Imagenette, 64 x 64 | a small VGG | 3 | 83.1 % |" in lines[4]
-    for line, claim in ((4, SMALL_VGG), (7, LARGER_PSPNET)):
+    for line, claim in ((4, SMALL_VGG), (6, RESNET18), (8, LARGER_PSPNET)):
         share = recovered(*claim, "WAE", reestimated=claim is LARGER_PSPNET)[0]
         assert f"({share}%)" in lines[line]
 
@@ -432,6 +433,17 @@ def test_the_rows_of_several_seeds_are_those_of_the_results(page: str, claim: tu
         if page == "photos.md":
             row += f" {', '.join(f'{100 * found[seed]:.2f}' for seed in sorted(found))} |"
         assert f"\n{row}" in text, row
+
+
+def test_the_rows_of_resnet18_are_those_of_the_results() -> None:
+    page = (ROOT / "docs/photos.md").read_text(encoding="utf-8").replace("**", "")
+    for path in (ROOT / "docs/results" / RESNET18[0]).glob("*.json"):
+        result = json.loads(path.read_bytes())
+        name = result["network"]
+        share = "" if name in RESNET18 else f" {recovered(*RESNET18, name)[0]} %"
+        cost = f"{result['multiply_adds'] / 1e6:.1f} M"
+        assert f"\n| {name} | {100 * result['accuracy']:.2f} % |{share} | {cost} |\n" in page
+        assert f"{result['seconds']:,.0f} s ({name})" in page
 
 
 def test_the_accuracies_of_the_acceleration_are_those_it_recorded() -> None:
