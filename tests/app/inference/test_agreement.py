@@ -222,13 +222,20 @@ class OfFour(nn.Module):
     ("network", "engine"),
     [
         (OfFour(small_stock()), "eager"),  # exporters refuse it
+        (WithChangedScores(small_stock(), lambda scores: scores[:, :1].squeeze()), "eager"),
         *((WithChangedScores(small_stock(), torch.squeeze), engine) for engine in ("eager", "onnxruntime")),
         (
             nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Conv2d(3, 5, SIZE), nn.Flatten()),
             "onnxruntime",
         ),
     ],
-    ids=["four images only", "no batch for one image", "the same in a graph", "statistics of the batch"],
+    ids=[
+        "four images only",
+        "a scalar for one image",
+        "no batch for one image",
+        "the same in a graph",
+        "statistics of the batch",
+    ],
 )
 def test_an_engine_that_follows_the_network_is_not_refused(engine, network):
     """Nor is one for a network that scores no other number of images."""
