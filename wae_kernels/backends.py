@@ -311,6 +311,13 @@ def tf32_allowed() -> bool:
     return bool(convolutions.fp32_precision == "tf32")
 
 
+def _tf32_callback() -> Callable[[], int]:
+    """:func:`tf32_allowed` for the CUDA library, called at each float32 op; no Python code, as above."""
+    setting = functools.partial(torch._C._get_fp32_precision_getter, "cuda", "conv")
+    answers = map("tf32".__eq__, iter(setting, None))  # one for each call, without end: no setting is None
+    return ctypes.CFUNCTYPE(ctypes.c_int)(functools.partial(next, answers))
+
+
 def __getattr__(name: str) -> int:
     """``WIDTH``, the former name of :data:`wae_kernels.parameters.KERNEL_WIDTH`."""
     if name != "WIDTH":
@@ -350,7 +357,7 @@ def _select_from_environment() -> None:
 
 
 _LIBRARIES = _libraries()
-_TF32_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int)(tf32_allowed)  # kept alive: the library stores its address
+_TF32_CALLBACK = _tf32_callback()  # kept alive: the library stores its address
 if _load.CUDA.library is not None:
     _load.CUDA.library.wae_cuda_ask_tf32(_TF32_CALLBACK)
 _select_from_environment()

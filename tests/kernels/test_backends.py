@@ -83,6 +83,7 @@ def test_reference_runs_if_there_is_no_kernel(name: str) -> None:
 def test_tf32_follows_the_setting_of_torch(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     assert backends.tf32_allowed() == allowed
+    assert [backends._TF32_CALLBACK() for _ in range(2)] == [allowed] * 2
 
 
 def test_old_name_of_the_kernel_width_warns() -> None:
@@ -259,6 +260,19 @@ def test_a_signal_handler_may_raise_while_the_library_asks() -> None:
     """It was ignored, as Ctrl-C would be, and the library looked for its kernels at a wrong address."""
     result = run_program(INTERRUPTED, check=False)
     assert (result.returncode, result.stdout) == (0, "500 0\n"), result.stderr
+
+
+def test_what_libraries_call_executes_no_python_code() -> None:
+    """A signal handler could raise in it, which ctypes only prints, and the library would take any answer."""
+    default = backends.selected()
+    callbacks = [backends._TF32_CALLBACK, *(library.function(default) for library in backends._LIBRARIES)]
+    executed: list[str] = []
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, _: executed.append(frame.f_code.co_name) if event == "call" else None)
+    for callback in callbacks:
+        callback()  # type: ignore[operator]
+    sys.setprofile(before)
+    assert not executed
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
