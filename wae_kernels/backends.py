@@ -313,9 +313,13 @@ def tf32_allowed() -> bool:
 
 def _tf32_callback() -> Callable[[], int]:
     """:func:`tf32_allowed` for the CUDA library, called at each float32 op; no Python code, as above."""
-    setting = functools.partial(torch._C._get_fp32_precision_getter, "cuda", "conv")
+    function = ctypes.CFUNCTYPE(ctypes.c_int)
+    getter = getattr(torch._C, "_get_fp32_precision_getter", None)
+    if getter is None:  # a torch that has renamed it; the package must still import
+        return function(tf32_allowed)
+    setting = functools.partial(getter, "cuda", "conv")
     answers = map("tf32".__eq__, iter(setting, None))  # one for each call, without end: no setting is None
-    return ctypes.CFUNCTYPE(ctypes.c_int)(functools.partial(next, answers))
+    return function(functools.partial(next, answers))
 
 
 def __getattr__(name: str) -> int:

@@ -86,6 +86,13 @@ def test_tf32_follows_the_setting_of_torch(allowed: bool, monkeypatch: pytest.Mo
     assert [backends._TF32_CALLBACK() for _ in range(2)] == [allowed] * 2
 
 
+def test_tf32_is_asked_in_python_if_torch_renames_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_get_fp32_precision_getter")
+    for allowed in (True, False):
+        monkeypatch.setattr(backends, "tf32_allowed", lambda allowed=allowed: allowed)
+        assert backends._tf32_callback()() == allowed
+
+
 def test_old_name_of_the_kernel_width_warns() -> None:
     with pytest.warns(DeprecationWarning, match="WIDTH is .*parameters.KERNEL_WIDTH now") as warned:
         assert backends.WIDTH == KERNEL_WIDTH
