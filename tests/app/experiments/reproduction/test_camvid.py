@@ -236,7 +236,6 @@ def test_the_results_in_the_repository_are_those_of_the_plan():
         (("camvid", "--data", "x", "--kept-aside"), "--kept-aside: is only for imagenette"),
         (("camvid", "--data", "x", "--also-at", "40"), "--also-at: is only for imagenette"),
         (("imagenette", "--data", "x", "--also-at", "64"), "also_at: must be between 32 and 64"),
-        (("imagenette", "--data", "x", "--size", "64x64"), "--size: must be one of 64, 96"),
         (("imagenette", "--data", "x", "--network", "enet"), "--network: must be one of small_vgg"),
     ],
 )
