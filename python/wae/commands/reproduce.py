@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wae.cores import usable_cores
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from wae.experiments.reproduction.claim import Claim, Job
-    from wae.experiments.reproduction.results import Result
+    from wae.experiments.reproduction.results import LeftOut, Result
     from wae.experiments.reproduction.table import Row
     from wae.experiments.reproduction.worker import Progress
 
@@ -111,41 +111,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Train what is missing, with a progress bar, then print the table and write it to the folder."""
-    from wae.experiments.reproduction.table import markdown
+class _Found(NamedTuple):
+    """What the trainings gave, and the networks' times on this machine."""
 
+    table: list[Row]
+    left_out: list[LeftOut]
+    others: float | None
+    """CPU cores that other programs used during the timing; None if that is not known."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train what is missing, with a progress bar, then print the table and write it to the folder.
+
+    Returns 1 if a network could not be made.
+    """
     console = shared.console(options.json)
     try:
         claim = _claim(options)
-        table = _made(options, claim, console)
+        found = _made(options, claim, console)
     except ValueError as error:
         raise shared.Failure(str(error)) from None
     if options.json:
-        shared.print_json(_data(table, claim))
+        shared.print_json(_data(found, claim))
     else:
-        console.print(markdown(table, claim), soft_wrap=True, markup=False, highlight=False)
-    return 0
+        console.print(_text(found, claim), soft_wrap=True, markup=False, highlight=False)
+    for network in found.left_out:
+        shared.complain(_reason(network))
+    return 1 if found.left_out else 0
 
 
-def _made(options: argparse.Namespace, claim: Claim, console: Console) -> list[Row]:
+def _made(options: argparse.Namespace, claim: Claim, console: Console) -> _Found:
     """The table of all trainings; trains what is missing, and writes the table to the folder."""
-    from wae.experiments.machine import OtherPrograms, disturbance
-    from wae.experiments.reproduction.table import markdown, rows
+    from wae.experiments.machine import OtherPrograms
+    from wae.experiments.reproduction.results import LeftOut, Result
+    from wae.experiments.reproduction.table import rows
     from wae.training.lock import alone_in
 
     wanted, source = _wanted(options, claim), _source(options, claim)
     with alone_in(options.output):  # until the last file is written
-        results = _watch(options, source, wanted, claim)
-        console.print("All networks are trained. Measuring their times on this machine.")
+        outcomes = _watch(options, source, wanted, claim)
+        left_out = [outcome for outcome in outcomes if isinstance(outcome, LeftOut)]
+        trained = f"All {'other ' if left_out else ''}networks are trained"
+        console.print(f"{trained}. Measuring their times on this machine.")
         others = OtherPrograms()
-        table = rows(results, claim)
-        text = markdown(table, claim)
-        if disturbed := disturbance(others.cores()):
-            console.print(f"{disturbed.capitalize()}.")
-            text += f"\n\n{disturbed.capitalize()}."
-        _write(options.output, text, claim.picture(source, options.output))
-    return table
+        table = rows([outcome for outcome in outcomes if isinstance(outcome, Result)], claim)
+        found = _Found(table, left_out, others.cores())
+        _write(options.output, _text(found, claim), claim.picture(source, options.output))
+    return found
+
+
+def _text(found: _Found, claim: Claim) -> str:
+    """The table in Markdown, then what it lacks and whether its times are reliable."""
+    from wae.experiments.machine import disturbance
+    from wae.experiments.reproduction.table import markdown
+
+    notes = [f"{_reason(network)}." for network in found.left_out]
+    if disturbed := disturbance(found.others):
+        notes.append(f"{disturbed.capitalize()}.")
+    return "\n\n".join([markdown(found.table, claim), *notes])
+
+
+def _reason(network: LeftOut) -> str:
+    return f"{network.network}, seed {network.seed}, could not be made: {network.reason}"
 
 
 def _write(folder: Path, table: str, picture: Image | None) -> None:
@@ -164,15 +191,17 @@ def _write(folder: Path, table: str, picture: Image | None) -> None:
         shared.complain(f"{folder}: {error.strerror}; the table is printed but not saved")
 
 
-def _data(table: Sequence[Row], claim: Claim) -> list[dict[str, Any]]:
-    """The table as JSON data, with the share that each network recovers."""
+def _data(found: _Found, claim: Claim) -> dict[str, Any]:
+    """The table as JSON data, with the share that each network recovers, and the notes below it."""
     from wae.experiments.reproduction.table import recovered, reestimated
 
-    shares = {"won_back": table, "won_back_remeasured": reestimated(table)}
-    return [
+    shares = {"won_back": found.table, "won_back_remeasured": reestimated(found.table)}
+    networks = [
         {**asdict(row), **{name: recovered(of, claim, row.network) for name, of in shares.items()}}
-        for row in table
+        for row in found.table
     ]
+    left_out = [network._asdict() for network in found.left_out]
+    return {"networks": networks, "left_out": left_out, "others": found.others}
 
 
 def _claim(options: argparse.Namespace) -> Claim:
@@ -233,7 +262,7 @@ def _wanted(options: argparse.Namespace, claim: Claim) -> list[Job]:
     return [job for job in wanted if job.network in options.only]
 
 
-def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Claim) -> list[Result]:
+def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Claim) -> list[Result | LeftOut]:
     """Train, and show the progress."""
     from rich.progress import TimeElapsedColumn
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from wae.data.dataset import DatasetError
 
 from .reproduction.claim import Claim, Job
-from .reproduction.results import Result, read_result, tidy, weights_path
+from .reproduction.results import LeftOut, Result, read_result, tidy, weights_path
 from .reproduction.worker import Progress, Worker, lacks_remeasured, next_message
 
 
@@ -27,8 +27,11 @@ def run(
     processes: int,
     device: str = "cpu",
     tell: Callable[[Progress], None] = lambda progress: None,
-) -> list[Result]:
+) -> list[Result | LeftOut]:
     """Run those of the ``wanted`` trainings that have no result in ``folder``, and return the results of all.
+
+    Some networks cannot be made: one cannot be pruned to WAE's time, say. These are :class:`LeftOut`, and the
+    next run tries again, because times depend on the machine.
 
     A finished training is repeated if another needs its weights and they are missing. One that has its
     weights but lacks the accuracy with re-estimated statistics gets it, if ``data`` is available and
@@ -59,7 +62,7 @@ def run(
         if training:
             raise
         todo, prepared = [], data
-    results = {job: read_result(folder, job, claim) for job in wanted}
+    results: dict[Job, Result | LeftOut | None] = {job: read_result(folder, job, claim) for job in wanted}
     for job in filter(results.get, wanted):  # an earlier run may have been killed before it did this
         tidy(folder, job, claim)
     results |= dict.fromkeys(todo)
@@ -86,7 +89,7 @@ def _check_needed(folder: Path, wanted: Sequence[Job], training: Sequence[Job], 
 
 def _distribute(
     todo: list[Job],
-    results: dict[Job, Result | None],
+    results: dict[Job, Result | LeftOut | None],
     workers: Sequence[Worker],
     claim: Claim,
     tell: Callable[[Progress], None],
@@ -103,7 +106,7 @@ def _distribute(
             message = next_message(link)
             if isinstance(message, Progress):
                 tell(message)
-            elif isinstance(message, Result):
+            elif isinstance(message, (Result, LeftOut)):
                 results[Job(message.network, message.seed)] = message
                 idle.append(link)
             else:
@@ -139,6 +142,6 @@ def _needed(claim: Claim, job: Job) -> Job | None:
     return None if network is None else Job(network, job.seed)
 
 
-def _ready(todo: Sequence[Job], results: Mapping[Job, Result | None], claim: Claim) -> list[Job]:
+def _ready(todo: Sequence[Job], results: Mapping[Job, Result | LeftOut | None], claim: Claim) -> list[Job]:
     """Those of ``todo`` that need not wait for the weights of another job."""
     return [job for job in todo if (needed := _needed(claim, job)) is None or results.get(needed, True)]

@@ -12,9 +12,10 @@ from reproductions import DIGITS, TINY
 from wae import progress
 from wae.cli import main
 from wae.experiments import reproduce
+from wae.experiments.pruning import PruningError
 from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
-from wae.experiments.reproduction.results import result_path, weights_path
+from wae.experiments.reproduction.results import LeftOut, Result, result_path, weights_path
 from wae.experiments.reproduction.table import Row
 from wae.experiments.reproduction.worker import Progress
 from wae.storage.checkpoint import describe, load_classifier
@@ -54,6 +55,52 @@ def test_a_device_that_cannot_be_used_is_reported(tmp_path):
     """It was a traceback."""
     with pytest.raises(ValueError, match="device nonsense cannot be used here"):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], DIGITS, 1, device="nonsense")
+
+
+class WithoutHalf(FashionMnist):
+    """Its network at half the resolution cannot be made."""
+
+    def start(self, job, folder, training):
+        if job.network == self.half:
+            raise PruningError("it is too slow")
+        return super().start(job, folder, training)
+
+
+@pytest.mark.slow
+def test_the_others_are_trained_if_a_network_cannot_be_made(tmp_path):
+    """The whole run ended with its error."""
+    wanted = [Job("14 x 14", 0), Job("28 x 28", 0)]
+    left_out, trained = reproduce.run(tmp_path, "digits", wanted, WithoutHalf(TINY), 1)
+    assert left_out == LeftOut("14 x 14", 0, "it is too slow")
+    assert (trained.network, trained.seed) == wanted[1]
+    assert reproduce.open_jobs(tmp_path, wanted, WithoutHalf(TINY)) == [wanted[0]]  # the next run tries again
+
+
+@pytest.mark.parametrize("cores", [0.05, 0.5, None])
+def test_networks_that_could_not_be_made_are_named_below_the_table(tmp_path, monkeypatch, capsys, cores):
+    """With --json too, where there was no word about a busy machine either."""
+    reason = "pruned by 90% the network still takes 1.10 times as long"
+    outcomes = [LeftOut("pruned, Taylor", 0, reason), Result("WAE", 0, 0.5, 1.0, [0.5], {})]
+    said = f"pruned, Taylor, seed 0, could not be made: {reason}"
+
+    def rows(results, claim):
+        assert results == outcomes[1:]
+        return [Row("WAE", [0.5], 10, 5.0)]
+
+    monkeypatch.setattr("wae.experiments.machine.OtherPrograms.cores", lambda others: cores)
+    monkeypatch.setattr(reproduce, "run", lambda *_: outcomes)
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", rows)
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 1
+    printed, table = capsys.readouterr(), (tmp_path / "table.md").read_text()
+    assert printed.err == f"wae: {said}\n"
+    assert printed.out.endswith(table)
+    assert "| WAE | 50.00 % |" in table
+    assert f"\n\n{said}.\n" in table
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert [row["network"] for row in data.pop("networks")] == ["WAE"]
+    left_out = [{"network": "pruned, Taylor", "seed": 0, "reason": reason}]
+    assert data == {"left_out": left_out, "others": cores}
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path, monkeypatch, capsys):
@@ -182,7 +229,7 @@ def test_the_table_as_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: rows)
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), "--json"]) == 0
     printed = capsys.readouterr()
-    found = {row.pop("network"): row for row in json.loads(printed.out)}
+    found = {row.pop("network"): row for row in json.loads(printed.out)["networks"]}
     assert found["WAE"] == {
         "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0, "won_back": pytest.approx(0.9),
         "remeasured": [0.89**2], "won_back_remeasured": pytest.approx((0.89**2 - 0.64) / 0.17),

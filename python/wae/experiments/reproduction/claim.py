@@ -118,7 +118,10 @@ class Claim(ABC):
         return folder / f"{job.stem}.start.json"
 
     def start(self, job: Job, folder: Path, training: Dataset) -> tuple[nn.Module, dict[str, Any]]:
-        """The network to train, and what was measured to build it."""
+        """The network to train, and what was measured to build it.
+
+        Raises PruningError if there is no such network.
+        """
         torch.manual_seed(job.seed)
         return self.build(job.network), {}
 
@@ -161,7 +164,11 @@ def built_for_photos(name: str, classes: int) -> nn.Module:
 
 
 def longer(plan: Plan, times: float) -> Plan:
-    """``plan`` with its epochs with labels multiplied by ``times``, at least one per stage."""
+    """``plan`` with its epochs with labels multiplied by ``times``, at least one per stage.
+
+    The warm-up keeps its length, whereas :meth:`Stage.lasting` scales it: so the results in docs/results were
+    trained, and they are read with no other plan.
+    """
     stages = (
         stage if stage.kind == "transform" else replace(stage, epochs=max(1, int(stage.epochs * times)))
         for stage in plan.stages

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wae.storage.files import read_json, remove_parts, written
 from wae.storage.weights_file import CheckpointError
@@ -58,6 +58,14 @@ class Result:
         for entry in fields(self):
             if not isinstance(value := getattr(self, entry.name), _KINDS[str(entry.type)]):
                 raise TypeError(f"{entry.name} must be of kind {entry.type}, got {shown(value)}")
+
+
+class LeftOut(NamedTuple):
+    """A network that could not be made, so that there was nothing to train."""
+
+    network: str
+    seed: int
+    reason: str
 
 
 def weights_path(folder: Path, job: Job) -> Path:

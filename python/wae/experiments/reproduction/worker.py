@@ -21,6 +21,7 @@ from torch import nn
 
 from wae.data.dataset import Dataset
 from wae.experiments.machine import machine
+from wae.experiments.pruning import PruningError
 from wae.models.counting import count
 from wae.storage.checkpoint import load_classifier, save_classifier
 from wae.termination import end_with_parent, terminable
@@ -32,7 +33,7 @@ from wae.training.state import Epoch
 from wae.training.trainer import Observer, TrainingError, train
 
 from .claim import Claim, Job
-from .results import Result, read_result, result_path, state_path, tidy, weights_path, write_json
+from .results import LeftOut, Result, read_result, result_path, state_path, tidy, weights_path, write_json
 
 
 class Progress(NamedTuple):
@@ -80,18 +81,27 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
     with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt), terminable():
         while True:
             job = link.recv()
+            message: Result | LeftOut | Exception
             try:
-                usable = usable_device(device)  # asked only here: the main process shall not open a GPU
-                known = read_result(folder, job, claim)
-                if known and lacks_remeasured(folder, job, claim):
-                    training, test = claim.sets(data, job.seed)
-                    tested = claim.held_out(data) or test
-                    message: Result | Exception = _remeasured(known, folder, claim, usable, training, tested)
-                else:
-                    message = _train(job, folder, data, claim, usable, link)
+                message = _outcome(job, folder, data, claim, device, link)
             except Exception as error:
                 message = _as_sent(job, error)
             link.send(message)
+
+
+def _outcome(
+    job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection
+) -> Result | LeftOut:
+    """Train ``job``, or only re-estimate its BatchNorm statistics if that is what its result lacks."""
+    usable = usable_device(device)  # asked only here: the main process shall not open a GPU
+    known = read_result(folder, job, claim)
+    if known and lacks_remeasured(folder, job, claim):
+        training, test = claim.sets(data, job.seed)
+        return _remeasured(known, folder, claim, usable, training, claim.held_out(data) or test)
+    try:
+        return _train(job, folder, data, claim, usable, link)
+    except PruningError as error:
+        return LeftOut(job.network, job.seed, str(error))
 
 
 def _as_sent(job: Job, error: Exception) -> Exception:
