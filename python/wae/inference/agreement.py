@@ -143,22 +143,22 @@ def check_parts(model: nn.Module, images: Tensor, expected: Tensor) -> None:
         )
 
 
-def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+def require_equal(what: str, scores: Tensor, expected: Tensor, most: float) -> float:
     """The relative difference of ``scores`` from ``expected``: the norm of the difference over the norm.
 
     Args:
         what: what computed ``scores``, for the error.
         scores, expected: tensors of one shape.
-        dtype: the dtype in which ``scores`` were computed; it sets the tolerance.
+        most: the largest difference that is accepted: see :func:`.precision.tolerance`.
 
     Raises:
-        DisagreementError: the shapes differ, or the difference is NaN or larger than the tolerance.
+        DisagreementError: the shapes differ, or the difference is NaN or larger than ``most``.
     """
     if scores.shape != expected.shape:
         raise DisagreementError(
             f"{what} gives scores of shape {tuple(scores.shape)}, the model of {tuple(expected.shape)}"
         )
-    difference, most = relative_difference(scores, expected), tolerance(dtype, expected.device)
+    difference = relative_difference(scores, expected)
     if not difference <= most:  # also if it is NaN
         raise DisagreementError(
             f"{what} gives scores that differ from the model's by {difference:.3g}, more than "
@@ -167,18 +167,18 @@ def require_equal(what: str, scores: Tensor, expected: Tensor, dtype: torch.dtyp
     return difference
 
 
-def require_equal_once(what: str, pairs: Iterator[Sequence[Tensor]], dtype: torch.dtype) -> float:
+def require_equal_once(what: str, pairs: Iterator[Sequence[Tensor]], most: float) -> float:
     """:func:`require_equal` of the first of ``pairs``, (scores, expected), that are equal.
 
     If none are, raises the DisagreementError of the first pair.
     """
     scores, expected = next(pairs)
     try:
-        return require_equal(what, scores, expected, dtype)
+        return require_equal(what, scores, expected, most)
     except DisagreementError:
         for scores, expected in pairs:
             with suppress(DisagreementError):
-                return require_equal(what, scores, expected, dtype)
+                return require_equal(what, scores, expected, most)
         raise
 
 

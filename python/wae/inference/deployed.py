@@ -17,7 +17,7 @@ from .arguments import example_images
 from .engines import Engine, EngineError, Prepared, Run
 from .front import End, Front
 from .not_finite import finite_by_numpy, nan_where_not_finite
-from .precision import IMAGES, dtype_of
+from .precision import IMAGES, dtype_of, tolerance
 from .saving import save
 from .undisturbed import undisturbed
 
@@ -155,7 +155,7 @@ class Deployed:
             require_equal_once(
                 f"{self.engine}, prepared for any number of images,",
                 self._of_both(run),
-                dtype_of(self.precision),
+                tolerance(dtype_of(self.precision), inputs[0].device),
             )
             self._run_any = run
         return self._run_any

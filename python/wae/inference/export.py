@@ -53,6 +53,7 @@ from .engines import ENGINES, EngineError, Run, as_engine_error, in_onnxruntime,
 from .engines.int8 import Movement
 from .folding import fold
 from .not_finite import nan_where_not_finite
+from .precision import tolerance
 from .programs import any_batch, as_bytes, exported
 from .undisturbed import undisturbed
 
@@ -185,11 +186,11 @@ def _made(
             network = _FromImages(fold(model, given(cases[0])), size, dtype).eval()
             content = form.make(network, cases[0], batch is None, says)
         run, scores = _scores(form, content, cases)
-    differences = []
+    differences, most = [], tolerance(dtype, cases[0].device)
     for images, *pair in zip(cases, scores, expected, strict=True):
         what = f"the {file_format} file, given {counted(len(images), 'image')},"
         others = ([run(x.clone()), scores_of(model, given(x))] for x in other_images(model, images))
-        differences.append(require_equal_once(what, chain([pair], others), dtype))
+        differences.append(require_equal_once(what, chain([pair], others), most))
     if precision == "int8":  # of the graph that was found to be right
         assert data is not None
         with as_engine_error(f"{file_format} does not take this network in int8"):

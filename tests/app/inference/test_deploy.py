@@ -18,6 +18,7 @@ from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, Engine, EngineError
 from wae.inference.engines.in_pytorch import InPyTorch
+from wae.inference.precision import DTYPES
 from wae.models.baselines import FullResolution
 
 
@@ -139,7 +140,7 @@ def test_auto_logs_no_warning_about_emulated_precisions(model, monkeypatch):
         deploy(model, SIZE, engine="eager", precision="auto", seconds=0.1)
 
 
-def scripted(monkeypatch, **engines):
+def scripted(monkeypatch, precisions=tuple(DTYPES), **engines):
     """Put engines in place of the real ones, by name: each is a function from the module to what runs."""
     made = {
         name: Engine(
@@ -147,6 +148,7 @@ def scripted(monkeypatch, **engines):
             ("cpu",),
             {},
             lambda module, inputs, *_, make=make: InPyTorch(module, inputs, lambda m, *_: make(m)),
+            precisions=precisions,
         )
         for name, make in engines.items()
     }
@@ -188,6 +190,36 @@ def test_auto_leaves_out_an_engine_that_treats_one_image_as_several(stock, monke
     )
     for batch in (1, 2):
         assert deploy(network, SIZE, batch, seconds=0.1).seconds.keys() == {"right"}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_in_int8_another_number_of_images_may_be_about_as_wrong_as_the_first(batch, stock, monkeypatch):
+    """The scores of a right graph may be further from the model's than any tolerance."""
+    network = WithChangedScores(stock, lambda scores: scores * (1 + (scores.shape[0] > 1)))
+
+    def right(module):
+        return lambda x: module(x) * (1.2 if len(x) == 1 else 1.3)
+
+    def graph(module):
+        return lambda x: right(module)(torch.cat((x, x)))[: len(x)]
+
+    scripted(monkeypatch, ("int8",), right=right, graph=graph)
+    images = torch.randn(40, 3, *SIZE)
+    options = {"precision": "int8", "calibration": images, "calibration_images": 10, "max_drop": None}
+    deployed = deploy(network, SIZE, batch, "right", **options)
+    assert deployed.difference == pytest.approx(0.2 if batch == 1 else 0.3, abs=1e-3)
+    assert_close(deployed(images[:1]), 1.2 * network(images[:1]), 1e-3)
+    with pytest.raises(DisagreementError, match=r"graph, given 1 image, gives .*, more than 0\.6"):
+        deploy(network, SIZE, batch, "graph", **options)
+
+
+@pytest.mark.parametrize("made", [torch.nan, torch.zeros(2, 1)], ids=["nan", "another shape"])
+def test_int8_scores_that_cannot_be_compared_are_refused(made, stock, monkeypatch):
+    """Whatever drop is accepted."""
+    scripted(monkeypatch, ("int8",), wrong=lambda module: lambda x: module(x) + made)
+    options = {"precision": "int8", "calibration": torch.randn(20, 3, *SIZE), "calibration_images": 10}
+    with pytest.raises(DisagreementError, match="the model in wrong gives scores"):
+        deploy(stock, SIZE, 1, "wrong", max_drop=None, **options)
 
 
 def test_auto_fails_if_no_engine_works(model, monkeypatch):
