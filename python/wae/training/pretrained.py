@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Mapping, Set
 from functools import partial
 from pathlib import Path
@@ -130,7 +131,7 @@ def _is_classifiers(name: str) -> bool:
 
 
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:
-    stem = name.removeprefix("wae_").removeprefix("wavelet_").removesuffix("_half")
+    stem = re.sub(r"^(wae|wavelet)_|(_half|_at_\d+)$", "", name)
     torchvision_weights(stem)
     make = partial(models.get_model, stem, weights="DEFAULT")
     return downloaded(TORCHVISION, stem, make).state_dict()

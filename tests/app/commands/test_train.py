@@ -880,7 +880,9 @@ def test_a_body_is_loaded_from_another_networks_file(tmp_path, suffix):
         assert all(torch.equal(loaded[key], tensor) for key, tensor in source.body.state_dict().items())
 
 
-def test_torchvision_weights_are_loaded_without_the_classifier(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["squeezenet1_1_half", "squeezenet1_1_at_64"])
+def test_torchvision_weights_are_loaded_without_the_classifier(name, monkeypatch):
+    """torchvision was said to have none for the second."""
     from torchvision import models
 
     source = models.squeezenet1_1(num_classes=5)
@@ -891,8 +893,8 @@ def test_torchvision_weights_are_loaded_without_the_classifier(tmp_path, monkeyp
         return source if weights else models.squeezenet1_1(**options)
 
     monkeypatch.setattr(models, "get_model", get_model)
-    model = builder("squeezenet1_1_half")(3)
-    pretrained.load_body(model, "squeezenet1_1_half", "torchvision")
+    model = builder(name)(3)
+    pretrained.load_body(model, name, "torchvision")
     assert requests[-1] == ("squeezenet1_1", "DEFAULT")
     assert torch.equal(model.network.features[0].weight, source.features[0].weight)
     assert model.network.classifier[1].weight.shape[0] == 3

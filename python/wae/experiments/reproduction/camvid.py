@@ -108,7 +108,7 @@ class CamVid(FineTuned):
     def picture(self, data: str | Path, folder: Path) -> Image.Image | None:
         """Test images, their true classes, and those predicted by the networks trained from scratch.
 
-        Uses the first seed that has the weights of all these networks; None if there is none.
+        Uses the first seed that has the weights of all these networks; None if there is none, or no ``data``.
         """
         from_scratch = [name for name in self.registered if self.needs(name) is None]
         seeds = (
@@ -117,7 +117,10 @@ class CamVid(FineTuned):
         files = next((of for of in seeds if all(file.exists() for file in of.values())), None)
         if files is None:
             return None
-        test = self._part(data, "test")
+        try:
+            test = self._part(data, "test")
+        except DatasetError:  # a table of finished trainings needs no data
+            return None
         count = min(_SHOWN, len(test))
         images, labels = test.batch([len(test) * number // count for number in range(count)], epoch=0)
         found = {name: load_classifier(file).eval()(images).argmax(1) for name, file in files.items()}

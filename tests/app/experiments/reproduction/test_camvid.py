@@ -197,6 +197,7 @@ def test_a_picture_shows_the_truth_and_each_networks_prediction(scenes, tmp_path
     for name, registered in CLAIM.registered.items():
         path = weights_path(tmp_path, Job(name, 1))
         save_classifier(path, CLAIM.build(name), registered, CLASSES[:-1], CLAIM.input)
+    assert CLAIM.picture(tmp_path / "nowhere", tmp_path) is None  # it was an error, and no table was written
     picture = np.asarray(CLAIM.picture(scenes, tmp_path))
     zoom = round(220 / 32)
     height, width = 24 * zoom, 32 * zoom
