@@ -48,6 +48,38 @@ def test_scores_are_the_models_for_any_batch(engine, model):
         assert_close(deployed(images), model(images))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("network", ["model", "stock"])
+def test_the_network_computes_in_the_requested_memory_format(network, memory_format, request, tmp_path):
+    """Also once it is saved and loaded."""
+    network = request.getfixturevalue(network)
+    deployed, seen, images = deploy(network, SIZE, 2, "eager", memory_format=memory_format), [], photos(2)
+    if not hasattr(network, "image_scale"):
+        images = images.float()
+    for part in deployed._prepared._module.modules():
+        if isinstance(part, nn.Conv2d):
+            seen.append(part.weight)
+            part.register_forward_pre_hook(lambda part, given: seen.extend(given))
+    assert_close(deployed(images.contiguous(memory_format=torch.channels_last)), network(images))
+    assert len(seen) >= 4
+    assert all(x.is_contiguous(memory_format=memory_format) for x in seen)
+    deployed.save(tmp_path / "saved")
+    loaded = load_deployed(tmp_path / "saved")
+    (first, *_) = loaded._front(images)
+    assert first.is_contiguous(memory_format=memory_format)
+    assert_close(loaded(images), network(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["compile", "winograd"])
+def test_compilers_take_the_memory_format_that_is_not_the_default(engine, model):
+    needs(engine)
+    deployed = deploy(model, SIZE, 2, engine, memory_format=torch.contiguous_format)
+    for batch in (2, 1, 3):
+        images = photos(batch)
+        assert_close(deployed(images), model(images))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs os.sched_setaffinity")
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
