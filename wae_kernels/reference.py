@@ -110,10 +110,15 @@ def normalize_image(
     """``image * image_scale + image_shift`` per channel, in float32 or wider, then cast to ``dtype``.
 
     Args:
-        image: (N, 3, H, W), any dtype.
+        image: (N, 3, H, W), of real numbers in any dtype.
         dtype: of the result.
         image_scale, image_shift: (3,) each; None stands for 1 and 0.
+
+    Raises:
+        RuntimeError: the image is complex: a cast would drop its imaginary part.
     """
+    if isinstance(image, Tensor) and image.is_complex():  # torch.fx traces with what is no tensor
+        raise RuntimeError(f"image must have real numbers, got {image.dtype}")
     if image_scale is None and image_shift is None:
         return image.to(dtype)
     wide = image.to(torch.promote_types(dtype, torch.float32))

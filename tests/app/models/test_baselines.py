@@ -21,8 +21,37 @@ from wae.models.classifier import FlatClassifier, WAEClassifier, fold_normalizat
 from wae.models.counting import count
 from wae.models.haar import Haar
 from wae.models.resnet50 import wae_resnet50
+from wae.models.small_vgg import small_photo_vgg
+from wae.models.stock import StockEncoder
 from wae.models.vgg16 import wae_vgg16
 from wae_kernels.nn import Decoder, Encoder
+
+
+def takes_any_size(kind, *arguments):
+    return kind(nn.Conv2d(3, 2, 3), *arguments, image_scale=(1 / 255,) * 3)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Haar,
+        StockEncoder,
+        small_photo_vgg,
+        partial(takes_any_size, FullResolution),
+        partial(takes_any_size, HalfResolution),
+        partial(takes_any_size, AtSize, 16),
+    ],
+    ids=["Haar", "StockEncoder", "small_photo_vgg", "FullResolution", "HalfResolution", "AtSize"],
+)
+def test_complex_images_are_refused_as_by_wae(make, compiled):
+    """A cast to the dtype of the network would drop the imaginary part."""
+    network = make()
+    if compiled:
+        network = torch.compile(network, backend="eager")
+    with pytest.raises(RuntimeError, match=r"image must have real numbers, got torch\.complex64"):
+        network(torch.ones(1, 3, 64, 64, dtype=torch.complex64))
+
 
 # ------------------------------------------------------------------------------------------------- Haar
 
