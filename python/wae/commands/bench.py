@@ -72,7 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare every network at every batch size; print the tables and the verdict, then write the files."""
+    """Compare every network at every batch size; print the tables and the verdict, then write the files.
+
+    Returns 1 if a comparison failed.
+    """
     from wae.experiments import bench, bench_report
     from wae.models.pairs import pair
     from wae.models.registry import NetworkError
@@ -90,9 +93,13 @@ def run(options: argparse.Namespace) -> int:
     except NetworkError as error:
         raise shared.Misuse(str(error)) from None
     try:
-        found = _compared(options, pairs, options.engine or bench.engines_for_cpu())
+        found, failures = _compared(options, pairs, options.engine or bench.engines_for_cpu())
     except ValueError as error:
         raise shared.Failure(str(error)) from None
+    for failure in failures:
+        shared.complain(failure)
+    if not found:
+        return 1
     verdict = bench_report.verdict(found)
     for line in (*bench_report.notes(found), verdict):
         print(line)
@@ -101,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         _write(options.json, json.dumps(data, indent=1) + "\n", options.force)
     if options.output is not None:
         _write(options.output, bench_report.page(found), options.force)
-    return 0
+    return 1 if failures else 0
 
 
 def _check_engines(names: Sequence[str]) -> None:
@@ -117,17 +124,22 @@ def _check_engines(names: Sequence[str]) -> None:
 
 def _compared(
     options: argparse.Namespace, pairs: Sequence[Pair], engines: Sequence[str]
-) -> list[bench.Comparison]:
-    """Compare every pair at every batch size, and print each table as soon as it is measured."""
+) -> tuple[list[bench.Comparison], list[str]]:
+    """Compare every pair at every batch size, and print each table as soon as it is measured.
+
+    The texts say which comparisons failed, and why. Raises CalibrationError, which would be the same in all.
+    """
     from wae.experiments import bench, bench_report
+    from wae.inference.calibration import CalibrationError
+    from wae.inference.engines import EngineError
     from wae.progress import bar
 
     pairs_and_batches = [(each, batch) for each in pairs for batch in options.batch]
-    found = []
+    found, failures = [], []
     with bar("comparisons", len(pairs_and_batches)) as advance, _steps() as step:
         for each, batch in pairs_and_batches:
-            found.append(
-                bench.compare(
+            try:
+                comparison = bench.compare(
                     each,
                     _side(options, each.name),
                     batch,
@@ -137,10 +149,15 @@ def _compared(
                     options.calibrate,
                     step,
                 )
-            )
-            shared.console().print(bench_report.table(found[-1]))
+            except CalibrationError:
+                raise
+            except (EngineError, ValueError) as error:
+                failures.append(f"{each.name}, batch {batch}: {error}")
+            else:
+                found.append(comparison)
+                shared.console().print(bench_report.table(comparison))
             advance(1)
-    return found
+    return found, failures
 
 
 def _side(options: argparse.Namespace, name: str) -> int:

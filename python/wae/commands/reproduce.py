@@ -123,7 +123,7 @@ class _Found(NamedTuple):
 def run(options: argparse.Namespace) -> int:
     """Train what is missing, with a progress bar, then print the table and write it to the folder.
 
-    Returns 1 if a network could not be made.
+    Returns 1 if a training was left out.
     """
     console = shared.console(options.json)
     try:
@@ -135,8 +135,8 @@ def run(options: argparse.Namespace) -> int:
         shared.print_json(_data(found, claim))
     else:
         console.print(_text(found, claim), soft_wrap=True, markup=False, highlight=False)
-    for network in found.left_out:
-        shared.complain(_reason(network))
+    for training in found.left_out:
+        shared.complain(_reason(training))
     return 1 if found.left_out else 0
 
 
@@ -165,14 +165,14 @@ def _text(found: _Found, claim: Claim) -> str:
     from wae.experiments.machine import disturbance
     from wae.experiments.reproduction.table import markdown
 
-    notes = [f"{_reason(network)}." for network in found.left_out]
+    notes = [f"{_reason(training)}." for training in found.left_out]
     if disturbed := disturbance(found.others):
         notes.append(f"{disturbed.capitalize()}.")
     return "\n\n".join([markdown(found.table, claim), *notes])
 
 
-def _reason(network: LeftOut) -> str:
-    return f"{network.network}, seed {network.seed}, could not be made: {network.reason}"
+def _reason(training: LeftOut) -> str:
+    return f"{training.network}, seed {training.seed}, is left out: {training.reason}"
 
 
 def _write(folder: Path, table: str, picture: Image | None) -> None:
@@ -200,7 +200,7 @@ def _data(found: _Found, claim: Claim) -> dict[str, Any]:
         {**asdict(row), **{name: recovered(of, claim, row.network) for name, of in shares.items()}}
         for row in found.table
     ]
-    left_out = [network._asdict() for network in found.left_out]
+    left_out = [training._asdict() for training in found.left_out]
     return {"networks": networks, "left_out": left_out, "others": found.others}
 
 

@@ -30,8 +30,9 @@ def run(
 ) -> list[Result | LeftOut]:
     """Run those of the ``wanted`` trainings that have no result in ``folder``, and return the results of all.
 
-    Some networks cannot be made: one cannot be pruned to WAE's time, say. These are :class:`LeftOut`, and the
-    next run tries again, because times depend on the machine.
+    A training is :class:`LeftOut` if its network cannot be made, which for one that is pruned to WAE's time
+    depends on the machine, if its loss is no longer finite, or if it needs the weights of such a training.
+    The next run tries again.
 
     A finished training is repeated if another needs its weights and they are missing. One that has its
     weights but lacks the accuracy with re-estimated statistics gets it, if ``data`` is available and
@@ -107,10 +108,22 @@ def _distribute(
             if isinstance(message, Progress):
                 tell(message)
             elif isinstance(message, (Result, LeftOut)):
-                results[Job(message.network, message.seed)] = message
+                job = Job(message.network, message.seed)
+                results[job] = message
+                if isinstance(message, LeftOut):
+                    _leave_out_dependents(job, todo, results, claim)
                 idle.append(link)
             else:
                 raise message
+
+
+def _leave_out_dependents(
+    missing: Job, todo: list[Job], results: dict[Job, Result | LeftOut | None], claim: Claim
+) -> None:
+    """Leave out those of ``todo`` that need the weights of the ``missing`` training, in both collections."""
+    for job in [job for job in todo if _needed(claim, job) == missing]:
+        todo.remove(job)
+        results[job] = LeftOut(*job, f"it needs {missing.network}, which is left out")
 
 
 def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:

@@ -174,12 +174,33 @@ def test_an_engine_that_is_not_installed_is_named_unless_engines_are_chosen(netw
 def test_a_table_is_printed_before_the_next_comparison(network, monkeypatch, capsys):
     def compare(pair, size, batch, *arguments):
         if batch == 2:
-            raise EngineError("nothing can be timed")
+            assert "a, 32 x 32, batch 1; PyTorch eager: 400 ms" in capsys.readouterr().out
         return comparison(images=batch)
 
     monkeypatch.setattr(bench, "compare", compare)
-    assert run("bench", network, *QUICK, "--batch", 1, 2) == 1
-    assert "a, 32 x 32, batch 1; PyTorch eager: 400 ms" in capsys.readouterr().out
+    assert run("bench", network, *QUICK, "--batch", 1, 2) == 0
+
+
+@pytest.mark.parametrize("error", [EngineError, ValueError])
+def test_the_comparisons_that_succeed_are_reported_beside_one_that_fails(
+    network, error, monkeypatch, tmp_path, capsys
+):
+    """The first failure ended the command, without files of what was measured before."""
+
+    def compare(pair, size, batch, *arguments):
+        if batch == 2:
+            raise error("nothing can be timed")
+        return comparison(images=batch)
+
+    monkeypatch.setattr(bench, "compare", compare)
+    path = tmp_path / "found.json"
+    assert run("bench", network, *QUICK, "--batch", 1, 2, 4, "--json", path) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"wae: {network}, batch 2: nothing can be timed\n"
+    assert "at batch 1, 2.00x at batch 4, against" in printed.out
+    assert [found["images"] for found in json.loads(path.read_text())["comparisons"]] == [1, 4]
+    assert run("bench", network, *QUICK, "--batch", 2) == 1
+    assert "Is WAE worth it here?" not in capsys.readouterr().out
 
 
 def test_results_are_printed_even_if_the_report_cannot_be_written(network, monkeypatch, tmp_path, capsys):
@@ -363,10 +384,10 @@ def test_the_share_is_relative_to_the_ratio_of_multiply_adds():
         (("small_vgg", *QUICK, "-o", "x", "--json", "./x", "--force"), 2, "--json: needs another file"),
         (("small_vgg", "--engine", "steam"), 2, "--engine must be one of eager, .*, got steam"),
         (("small_vgg", "--engine", "cudagraphs"), 1, "--engine: cudagraphs runs on cuda, not on cpu"),
-        (("small_vgg", *QUICK, "--precision", "int8"), 1, "no engine computes in this precision"),
+        (("small_vgg", *QUICK, "--batch", 1, "--precision", "int8"), 1, "no engine computes in this"),
         (("small_vgg", *QUICK, "--precision", "int8", "--calibrate", "none"), 1, "none must be a folder"),
         (("small_vgg", *QUICK, "--calibrate", "none"), 2, "--calibrate: needs int8 in --precision"),
-        (("small_vgg", *QUICK, "--size", "500"), 1, "takes no images of 500 x 500"),
+        (("small_vgg", *QUICK, "--batch", 1, "--size", "500"), 1, "takes no images of 500 x 500"),
     ],
     ids=str,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from wae import progress
 from wae.cli import main
 from wae.experiments import reproduce
 from wae.experiments.pruning import PruningError
+from wae.experiments.reproduction import worker
 from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
 from wae.experiments.reproduction.results import LeftOut, Result, result_path, weights_path
@@ -21,6 +22,7 @@ from wae.experiments.reproduction.worker import Progress
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.training import lock
+from wae.training.trainer import DivergedError
 
 
 @pytest.mark.slow
@@ -57,11 +59,11 @@ def test_a_device_that_cannot_be_used_is_reported(tmp_path):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], DIGITS, 1, device="nonsense")
 
 
-class WithoutHalf(FashionMnist):
-    """Its network at half the resolution cannot be made."""
+class WithoutFull(FashionMnist):
+    """Its network at full resolution cannot be made."""
 
     def start(self, job, folder, training):
-        if job.network == self.half:
+        if job.network == self.full:
             raise PruningError("it is too slow")
         return super().start(job, folder, training)
 
@@ -69,19 +71,31 @@ class WithoutHalf(FashionMnist):
 @pytest.mark.slow
 def test_the_others_are_trained_if_a_network_cannot_be_made(tmp_path):
     """The whole run ended with its error."""
-    wanted = [Job("14 x 14", 0), Job("28 x 28", 0)]
-    left_out, trained = reproduce.run(tmp_path, "digits", wanted, WithoutHalf(TINY), 1)
-    assert left_out == LeftOut("14 x 14", 0, "it is too slow")
-    assert (trained.network, trained.seed) == wanted[1]
-    assert reproduce.open_jobs(tmp_path, wanted, WithoutHalf(TINY)) == [wanted[0]]  # the next run tries again
+    wanted = [Job("28 x 28", 0), Job("WAE, mimic", 0), Job("14 x 14", 0)]
+    full, mimic, half = reproduce.run(tmp_path, "digits", wanted, WithoutFull(TINY), 2)
+    assert full == LeftOut("28 x 28", 0, "it is too slow")
+    assert mimic == LeftOut("WAE, mimic", 0, "it needs 28 x 28, which is left out")
+    assert (half.network, half.seed) == wanted[2]
+    assert reproduce.open_jobs(tmp_path, wanted, WithoutFull(TINY)) == wanted[:2]  # the next run tries again
+
+
+def test_a_training_that_diverges_is_left_out(tmp_path, monkeypatch):
+    """It ended every run, because each diverged again, so there was no table."""
+
+    def diverge(*arguments):
+        raise DivergedError("the loss is nan", "; x is the checkpoint of the epoch before")
+
+    monkeypatch.setattr(worker, "_train", diverge)
+    found = worker._outcome(Job("WAE", 1), tmp_path, "digits", DIGITS, "cpu", None)
+    assert found == LeftOut("WAE", 1, "the loss is nan")
 
 
 @pytest.mark.parametrize("cores", [0.05, 0.5, None])
-def test_networks_that_could_not_be_made_are_named_below_the_table(tmp_path, monkeypatch, capsys, cores):
+def test_trainings_that_were_left_out_are_named_below_the_table(tmp_path, monkeypatch, capsys, cores):
     """With --json too, where there was no word about a busy machine either."""
     reason = "pruned by 90% the network still takes 1.10 times as long"
     outcomes = [LeftOut("pruned, Taylor", 0, reason), Result("WAE", 0, 0.5, 1.0, [0.5], {})]
-    said = f"pruned, Taylor, seed 0, could not be made: {reason}"
+    said = f"pruned, Taylor, seed 0, is left out: {reason}"
 
     def rows(results, claim):
         assert results == outcomes[1:]

@@ -61,7 +61,7 @@ class Result:
 
 
 class LeftOut(NamedTuple):
-    """A network that could not be made, so that there was nothing to train."""
+    """A training that has no result, and why."""
 
     network: str
     seed: int

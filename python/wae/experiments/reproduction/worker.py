@@ -30,7 +30,7 @@ from wae.training.norms import kept_norms, remeasure_norms
 from wae.training.plan import Plan
 from wae.training.processes import usable_device
 from wae.training.state import Epoch
-from wae.training.trainer import Observer, TrainingError, train
+from wae.training.trainer import DivergedError, Observer, TrainingError, train
 
 from .claim import Claim, Job
 from .results import LeftOut, Result, read_result, result_path, state_path, tidy, weights_path, write_json
@@ -92,7 +92,10 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
 def _outcome(
     job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection
 ) -> Result | LeftOut:
-    """Train ``job``, or only re-estimate its BatchNorm statistics if that is what its result lacks."""
+    """Train ``job``, or only re-estimate its BatchNorm statistics if that is what its result lacks.
+
+    It is left out if its network cannot be made, or if the loss is no longer finite.
+    """
     usable = usable_device(device)  # asked only here: the main process shall not open a GPU
     known = read_result(folder, job, claim)
     if known and lacks_remeasured(folder, job, claim):
@@ -102,6 +105,8 @@ def _outcome(
         return _train(job, folder, data, claim, usable, link)
     except PruningError as error:
         return LeftOut(job.network, job.seed, str(error))
+    except DivergedError as error:  # it would again
+        return LeftOut(job.network, job.seed, error.what)
 
 
 def _as_sent(job: Job, error: Exception) -> Exception:
