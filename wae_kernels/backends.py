@@ -30,9 +30,10 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -163,7 +164,7 @@ class _Choice:
 
 _default = "auto"
 _chosen: ContextVar[_Choice | None] = ContextVar("wae_backend", default=None)
-_alive: weakref.WeakSet[_Choice] = weakref.WeakSet()
+_alive: list[weakref.ref[_Choice]] = []  # a WeakSet would lose a Ctrl-C while it removes a choice
 _lock = threading.RLock()  # reentrant: a signal handler may call an op while its own thread holds the lock
 if hasattr(os, "register_at_fork"):  # else a thread that does not exist in the child might hold it for ever
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
@@ -191,6 +192,7 @@ class _Asking:
 def _let_libraries_ask() -> None:
     """Let the libraries ask as long as any context has a choice, and only then."""
     with _lock:
+        _alive[:] = [choice for choice in _alive if choice() is not None]
         for library in _LIBRARIES:
             library.ask(library.function(_default) if _alive else None)
 
@@ -251,17 +253,19 @@ def restored(name: str) -> Iterator[None]:
     """As :func:`use`, for a name that :func:`selected` returned (a backward pass restores its forward's)."""
     choice = _Choice(name)
     with _lock:
-        _alive.add(choice)
+        _alive.append(weakref.ref(choice))
         _let_libraries_ask()
-    answers = [(library.here, library.here.set(library.answer(name))) for library in _LIBRARIES]
-    token = _chosen.set(choice)
-    del choice  # the context has it, and so have the tasks that copy the context
+    variables: list[ContextVar[Any]] = [*(library.here for library in _LIBRARIES), _chosen]
+    values = [*(library.answer(name) for library in _LIBRARIES), choice]
+    del choice  # the context will have it, and so will the tasks that copy the context
+    tokens: list[Token[Any]] = []
     try:
+        # Each in one call that executes no Python code: Ctrl-C cannot set some of the variables only.
+        tokens.extend(map(ContextVar.set, variables, values))
+        del values
         yield
     finally:
-        _chosen.reset(token)
-        for here, before in answers:
-            here.reset(before)
+        list(map(ContextVar.reset, variables, tokens))
         _let_libraries_ask()
 
 

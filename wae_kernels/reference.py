@@ -117,7 +117,7 @@ def normalize_image(
     Raises:
         RuntimeError: the image is complex: a cast would drop its imaginary part.
     """
-    if isinstance(image, Tensor) and image.is_complex():  # torch.fx traces with what is no tensor
+    if isinstance(image, Tensor) and image.is_complex():  # type: ignore[redundant-expr]  # torch.fx's proxies
         raise RuntimeError(f"image must have real numbers, got {image.dtype}")
     if image_scale is None and image_shift is None:
         return image.to(dtype)

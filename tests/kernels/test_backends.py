@@ -269,6 +269,41 @@ def test_a_signal_handler_may_raise_while_the_library_asks() -> None:
     assert (result.returncode, result.stdout) == (0, "500 0\n"), result.stderr
 
 
+def test_an_interruption_anywhere_in_a_block_leaves_no_choice_behind() -> None:
+    """Nor the name of one choice beside the kernels of another."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def choose(left: int) -> bool:
+        """Enter and leave a block; raise when a signal handler may for the ``left``-th time. Whether it did."""
+
+        def profile(_frame: object, event: str, _: object) -> None:
+            nonlocal left
+            left -= event in ("call", "c_return")
+            if left == 0:
+                raise Interrupt
+
+        sys.setprofile(profile)
+        try:
+            with backends.use("reference"):
+                pass
+        except Interrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    backends.select("auto")  # whatever WAE_BACKEND is
+    known_outputs()
+    before, moments = sys.getprofile(), 0
+    while choose(moments + 1):
+        moments += 1
+        assert (backends.selected(), running_backend()) == ("auto", USABLE[0]), moments
+    sys.setprofile(before)
+    assert moments > 10
+
+
 def test_what_libraries_call_executes_no_python_code() -> None:
     """A signal handler could raise in it, which ctypes only prints, and the library would take any answer."""
     default = backends.selected()
