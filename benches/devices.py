@@ -165,13 +165,13 @@ class Gpu(Processor):
         """``run`` as a CUDA graph."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):  # around the capture, too: torch does not leave it if a capture fails
             for _ in range(3):  # libraries choose their algorithms before the capture
                 run()
+            with torch.cuda.graph(graph, stream=stream):
+                run()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
         return graph.replay
 
     def time(

@@ -29,7 +29,7 @@ from torch.func import grad, jvp, vmap
 
 from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
-from wae.inference.engines import ENGINES, Engine
+from wae.inference.engines import ENGINES, Engine, EngineError
 from wae.inference.engines.in_pytorch import InPyTorch
 from wae.inference.export import export
 from wae.inference.saved import load_deployed
@@ -310,6 +310,21 @@ def test_scores_on_a_gpu(engine, model, monkeypatch):
     for batch in (3, 1, 4):
         for images in (photos(batch).cuda(), photos(batch).cuda().float()):
             assert_close(deployed(images), model(images), 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_network_that_no_cuda_graph_can_hold(stock):
+    """Afterwards everything runs as before: on the same stream, with random numbers."""
+    network = WithChangedScores(stock, lambda scores: scores if scores.sum().item() < 1e9 else -scores)
+    network.cuda()
+    before = torch.cuda.current_stream()
+    with pytest.raises(EngineError, match="cudagraphs does not run this network: it waits for the GPU"):
+        deploy(network, SIZE, engine="cudagraphs")
+    assert torch.cuda.current_stream() == before
+    assert torch.randn(3, device="cuda").isfinite().all()
+    images = torch.randn(1, 3, *SIZE, device="cuda")
+    assert_close(deploy(network, SIZE, engine="eager")(images), network(images), 1e-4)
 
 
 def test_wrong_images_are_refused(model):

@@ -9,6 +9,7 @@ for GPUs does not run.
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,7 +85,7 @@ class _Call:
         if value.is_cuda:
             self.moved.append((value, _on_cpu(value)))
             return self.moved[-1][1]
-        _require_no_capture(self.name)
+        _wait(self.name)
         return value
 
     def run(self) -> Any:
@@ -114,9 +115,12 @@ class _Call:
                 _on_cpu(old).copy_(_on_cpu(new))
 
 
-def _require_no_capture(what: str) -> None:
+def _wait(what: str) -> None:
+    """Wait for the GPU: not while a graph is captured, and with a warning in torch's debug mode."""
     if _captured is not None:
         raise RuntimeError(f"{what}: not permitted when a stream is capturing")
+    if torch.cuda.get_sync_debug_mode():
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
 
 
 def _kernel(name: str) -> Callable[..., Any]:
@@ -134,7 +138,7 @@ def _kernel(name: str) -> Callable[..., Any]:
 
 
 def _number(tensor: Tensor) -> Any:
-    _require_no_capture("item")
+    _wait("item")
     return _on_cpu(tensor).item()
 
 
@@ -150,15 +154,17 @@ class _Graph:
 
 
 @contextmanager
-def _capture(graph: _Graph, stream: torch.cuda.Stream) -> Iterator[None]:
-    """Stands in for ``torch.cuda.graph``."""
+def _capture(graph: _Graph, stream: torch.cuda.Stream, capture_error_mode: str) -> Iterator[None]:
+    """Stands in for ``torch.cuda.graph``, which leaves ``stream`` the current one if the capture fails."""
     global _captured
+    before = torch.cuda.current_stream()
     _captured = graph.calls
     try:
-        with torch.cuda.stream(stream):
-            yield
+        torch.cuda.set_stream(stream)
+        yield
     finally:
         _captured = None
+    torch.cuda.set_stream(before)
 
 
 def _replace() -> torch.library.Library:

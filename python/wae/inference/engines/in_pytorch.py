@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wae.inference import aoti, precision
 from wae.inference.batches import in_chunks
+from wae.inference.cuda_graphs import captured
 from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.inference.winograd import replaced
 from wae.models.network import on_two_streams
@@ -168,7 +169,7 @@ def _compile(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     if not dynamic:
         run(*inputs)
         # not by the option triton.cudagraphs, with which each calling thread has its own graphs
-        return _captured(compiled, inputs) if on_gpu else compiled
+        return captured(compiled, inputs) if on_gpu else compiled
     inputs = several(inputs)
     for x in inputs:
         torch._dynamo.mark_dynamic(x, 0)
@@ -184,38 +185,7 @@ def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> R
     if dynamic:
         return module  # a graph is for one shape
     with torch.cuda.device_of(inputs[0]), on_two_streams(module):  # streams belong to the current device
-        return _captured(module, inputs)
-
-
-def _captured(function: Run, inputs: Sequence[Tensor]) -> Run:
-    """``function`` as a CUDA graph, for inputs with the shapes and dtypes of ``inputs``."""
-    held = [x.clone() for x in inputs]
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device_of(held[0]):
-        last = torch.cuda.current_stream()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(last)
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # the libraries must choose their algorithms before the capture
-                function(*held)
-        last.wait_stream(stream)
-        with torch.cuda.graph(graph, stream=stream):  # its default stream is on the GPU of the first capture
-            outputs = function(*held)
-
-    def run(*tensors: Tensor) -> Any:
-        nonlocal last
-        if any(mine.dtype != given.dtype for mine, given in zip(held, tensors, strict=True)):
-            return function(*tensors)  # images of another dtype than the graph was captured for
-        stream = torch.cuda.current_stream(held[0].device)
-        if stream != last:  # the last run, and what read its outputs, may not have ended there
-            stream.wait_stream(last)
-            last = stream
-        for mine, given in zip(held, tensors, strict=True):
-            mine.copy_(given)
-        graph.replay()
-        return outputs
-
-    return run
+        return captured(module, inputs)
 
 
 def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:

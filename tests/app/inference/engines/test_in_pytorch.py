@@ -3,6 +3,7 @@
 import copy
 import shutil
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from small_networks import SIZE, assert_close, photos
 from torch import nn
 
+from wae.inference.cuda_graphs import WaitsError, captured
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, Engine
 from wae.inference.engines.in_pytorch import InPyTorch, _compile, _cudagraphs, _tensorrt
@@ -131,6 +133,9 @@ class Streams:
         self.current, self.events = "main", []
         for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        self.reported = 0
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.reported)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(self, "reported", mode))
         for name, module in modules.items():
             module.register_forward_pre_hook(lambda *_, name=name: self.events.append((name, self.current)))
 
@@ -146,18 +151,22 @@ class Streams:
     @contextmanager
     def stream(self, stream):
         before, self.current = self.current, stream.name
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
 
     def CUDAGraph(self):
         return SimpleNamespace(replay=lambda: self.events.append("replayed"))
 
     @contextmanager
-    def graph(self, graph, stream):
+    def graph(self, graph, stream, capture_error_mode):
+        """As torch's, which leaves its stream the current one if the capture fails."""
+        assert capture_error_mode == "thread_local"  # other threads may do as they like
         self.events.clear()
-        self.captures_on = stream.name
+        before, self.current, self.captures_on = self.current, stream.name, stream.name
         yield
-        self.captured = list(self.events)
+        self.current, self.captured = before, list(self.events)
 
 
 def segmenter():
@@ -174,14 +183,14 @@ def test_a_cuda_graph_runs_the_two_bodies_on_two_streams(kind, model, monkeypatc
     last = module.behind.fusion_classifier if kind == "classifier" else module.behind.fusion
     streams = Streams(monkeypatch, {"encoder": module.encoder, "low": low, "high": high, "last": last})
     run = _cudagraphs(module, front(images), False)
-    side = streams.captured[1][0]
+    side, own = streams.captured[1][0], streams.captures_on
     assert streams.captured == [
-        ("encoder", "main"),
-        (side, "waits for", "main"),
+        ("encoder", own),
+        (side, "waits for", own),
         ("high", side),
-        ("low", "main"),
-        ("main", "waits for", side),
-        ("last", "main"),
+        ("low", own),
+        (own, "waits for", side),
+        ("last", own),
     ]
     scores = run(images)
     assert streams.events[-1] == "replayed"
@@ -206,6 +215,39 @@ def test_a_cuda_graph_waits_for_its_last_run_on_another_stream(monkeypatch):
         with streams.stream(streams.of(current)):
             run(torch.ones(2))
         assert streams.events == [*waits, "replayed"]
+
+
+def test_a_network_that_waits_for_the_gpu_is_not_captured(monkeypatch):
+    """A capture would fail, and torch would not recover from it. Other threads may wait."""
+    streams = Streams(monkeypatch, {})
+
+    def wait():
+        if streams.reported == "warn":
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=2)
+
+    def function(x, wait=wait):
+        wait()
+        return x
+
+    with pytest.raises(WaitsError, match="it waits for the GPU"):
+        captured(function, [torch.ones(2)])
+    assert not hasattr(streams, "captured")
+    assert (streams.current, streams.reported) == ("main", 0)
+    with ThreadPoolExecutor(1) as pool:
+        captured(lambda x: function(x, lambda: pool.submit(wait).result()), [torch.ones(2)])
+    assert streams.captured == []
+
+
+def test_a_failed_capture_leaves_the_current_stream(monkeypatch):
+    streams = Streams(monkeypatch, {})
+
+    def function(x):
+        if streams.current == getattr(streams, "captures_on", None):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        captured(function, [torch.ones(2)])
+    assert streams.current == "main"
 
 
 def test_tensorrt_computes_in_the_networks_dtype_or_fails(monkeypatch):
@@ -240,6 +282,7 @@ def test_compiled_code_on_a_gpu_is_one_graph_for_all_threads(monkeypatch):
     streams, options = Streams(monkeypatch, {}), []
     monkeypatch.setattr(torch, "compile", lambda function, **given: options.append(given) or function)
     run = _compile(nn.ReLU(), [torch.ones(2).as_subclass(OnGpu)], False)
+    streams.events.clear()
     with ThreadPoolExecutor(1) as pool:
         assert torch.equal(pool.submit(run, torch.ones(2)).result(), torch.ones(2))
     assert streams.events == ["replayed"]
