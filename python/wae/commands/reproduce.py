@@ -195,7 +195,7 @@ def _data(found: _Found, claim: Claim) -> dict[str, Any]:
     """The table as JSON data, with the share that each network recovers, and the notes below it."""
     from wae.experiments.reproduction.table import recovered, reestimated
 
-    shares = {"won_back": found.table, "won_back_remeasured": reestimated(found.table)}
+    shares = {"recovered": found.table, "recovered_remeasured": reestimated(found.table)}
     networks = [
         {**asdict(row), **{name: recovered(of, claim, row.network) for name, of in shares.items()}}
         for row in found.table

@@ -245,8 +245,8 @@ def test_the_table_as_json(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr()
     found = {row.pop("network"): row for row in json.loads(printed.out)["networks"]}
     assert found["WAE"] == {
-        "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0, "won_back": pytest.approx(0.9),
-        "remeasured": [0.89**2], "won_back_remeasured": pytest.approx((0.89**2 - 0.64) / 0.17),
+        "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0, "recovered": pytest.approx(0.9),
+        "remeasured": [0.89**2], "recovered_remeasured": pytest.approx((0.89**2 - 0.64) / 0.17),
     }  # fmt: skip
     assert "Measuring their times on this machine" in printed.err
     assert "| WAE | 89.00 % |" in (tmp_path / "table.md").read_text()
