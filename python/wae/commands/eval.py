@@ -6,9 +6,9 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from wae.wording import counted
+from wae.wording import counted, first_line
 
 from . import shared, types
 
@@ -69,8 +69,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_json(parser)
 
 
+class _Measured(NamedTuple):
+    candidates: list[Candidate]
+    deployed: list[DeployedCandidate]
+    left_out: dict[str, str]
+    """Why a checkpoint cannot be deployed in a precision, by the names of both."""
+    others: float | None
+    """CPU cores that other programs used during the timings; None if that is not known."""
+
+
 def run(options: argparse.Namespace) -> int:
-    """Evaluate every checkpoint on all processes; the first one measures times and prints the table."""
+    """Evaluate every checkpoint on all processes; the first one measures times and prints the table.
+
+    Returns 1 if a checkpoint cannot be deployed in a precision.
+    """
     from wae.training.processes import is_first, joined
 
     if options.engine is not None and not options.deployed:
@@ -80,21 +92,18 @@ def run(options: argparse.Namespace) -> int:
         shared.check_model(options.model, options.weights)
         with joined(options.device) as device:
             first = is_first()
-            candidates, deployed, others = _measured(options, device)
+            measured = _measured(options, device)
     except ValueError as error:
         raise shared.Failure(str(error)) from None
     if first:
-        (_print_json if options.json else _print_tables)(options, candidates, deployed, others)
-    return 0
+        (_print_json if options.json else _print_tables)(options, measured)
+    for name, reason in measured.left_out.items():
+        shared.complain(f"{name}: {reason}")
+    return 1 if measured.left_out else 0
 
 
-def _measured(
-    options: argparse.Namespace, device: torch.device
-) -> tuple[list[Candidate], list[DeployedCandidate], float | None]:
-    """Evaluate every checkpoint and its deployed forms; measure times on the first process.
-
-    The number is that of CPU cores that other programs used during the timings, None if it is not known.
-    """
+def _measured(options: argparse.Namespace, device: torch.device) -> _Measured:
+    """Evaluate every checkpoint and its deployed forms; measure times on the first process."""
     from wae.experiments import evaluation
     from wae.progress import bar
     from wae.training.processes import is_alone, is_first
@@ -116,16 +125,17 @@ def _measured(
     if is_first():
         with bar("timing", None):
             others.append(evaluation.measure(candidates, options.seconds))
+    left_out: dict[str, str] = {}
     deployed = [
         entry
         for each in zip(candidates, tests, calibration, strict=True)
-        for entry in _deployed(options, *each, device)
+        for entry in _deployed(options, *each, device, left_out)
     ]
     if deployed:
         with bar("timing", None):
             others.append(evaluation.measure_deployed(deployed, options.seconds))
     known = [cores for cores in others if cores is not None]
-    return candidates, deployed, max(known, default=None)
+    return _Measured(candidates, deployed, left_out, max(known, default=None))
 
 
 def _evaluate(
@@ -154,36 +164,33 @@ def _evaluate(
         _report_left_out(tests[-1], failed)
 
 
-def _print_json(
-    options: argparse.Namespace,
-    candidates: Sequence[Candidate],
-    deployed: Sequence[DeployedCandidate],
-    others: float | None,
-) -> None:
+def _print_json(options: argparse.Namespace, measured: _Measured) -> None:
     from wae.experiments import evaluation
 
-    networks, found = evaluation.as_data(candidates), evaluation.deployed_as_data(deployed)
-    shared.print_json({"data": options.data, "networks": networks, "deployed": found, "others": others})
+    shared.print_json(
+        {
+            "data": options.data,
+            "networks": evaluation.as_data(measured.candidates),
+            "deployed": evaluation.deployed_as_data(measured.deployed),
+            "left_out": measured.left_out,
+            "others": measured.others,
+        }
+    )
 
 
-def _print_tables(
-    options: argparse.Namespace,
-    candidates: Sequence[Candidate],
-    deployed: Sequence[DeployedCandidate],
-    others: float | None,
-) -> None:
+def _print_tables(options: argparse.Namespace, measured: _Measured) -> None:
     from wae.experiments import evaluation
     from wae.experiments.machine import disturbance
     from wae.wording import printable
 
-    shared.console().print(evaluation.table(candidates))
+    shared.console().print(evaluation.table(measured.candidates))
     print(f"Test images of {printable(options.data)}. {evaluation.HOW_TIMED}")
-    if deployed:
-        shared.console().print(evaluation.deployed_table(deployed))
+    if measured.deployed:
+        shared.console().print(evaluation.deployed_table(measured.deployed))
         images = counted(options.batch, "image")
         print(f"Deployed by wae.deploy. Times: medians of calls with {images}, interleaved.")
         print("MB: peak memory of a process for this network beyond torch's; blank if it cannot be saved.")
-    if disturbed := disturbance(others):
+    if disturbed := disturbance(measured.others):
         print(f"{disturbed.capitalize()}.")
 
 
@@ -193,17 +200,26 @@ def _deployed(
     test: Dataset,
     calibration: Dataset | None,
     device: torch.device,
+    left_out: dict[str, str],
 ) -> Iterator[DeployedCandidate]:
-    """Deploy the candidate in each precision of ``--deployed``, and evaluate it."""
+    """Deploy the candidate in each precision of ``--deployed``, and evaluate it. Adds to ``left_out``."""
     from wae.experiments.evaluation import DeployedCandidate
+    from wae.inference.agreement import DisagreementError
+    from wae.inference.engines import EngineError
     from wae.progress import bar
     from wae.training.accuracy import evaluate
 
     for precision in options.deployed:
         images = calibration if precision == "int8" else None
         name = f"{candidate.described.network} in {precision}"
-        with bar(f"deploying {name}", None):
-            entry = DeployedCandidate(candidate, precision, options.engine or "auto", options.batch, images)
+        try:
+            with bar(f"deploying {name}", None):
+                entry = DeployedCandidate(
+                    candidate, precision, options.engine or "auto", options.batch, images
+                )
+        except (EngineError, DisagreementError) as error:
+            left_out[f"{candidate.path} in {precision}"] = first_line(error)
+            continue
         with bar(name, len(test)) as advance:
             entry.accuracy = evaluate(entry, test, options.batch, device, options.workers, advance=advance)
         yield entry

@@ -16,7 +16,8 @@ from wae.data.images import read_image
 from wae.data.input import evaluation_resize
 from wae.experiments import evaluation, machine
 from wae.inference import deploy as deploying
-from wae.inference.engines import ENGINES
+from wae.inference.agreement import DisagreementError
+from wae.inference.engines import ENGINES, EngineError
 from wae.inference.export import metadata
 from wae.inference.footprint import Footprint
 from wae.inference.predict import prepare
@@ -150,6 +151,31 @@ def test_eval_passes_the_training_images_to_int8_only(weights, data, monkeypatch
     paths = [path for path, _ in given["int8"].samples]
     assert len(paths) == 201
     assert all(path.startswith(str(data / "train")) for path in paths)
+
+
+@pytest.mark.parametrize("error", [EngineError, DisagreementError])
+def test_eval_reports_the_other_precisions_if_one_cannot_be_deployed(
+    weights, data, wide, error, monkeypatch, capsys
+):
+    """It ended without any table, after the evaluation of all networks."""
+
+    def deploy(model, size, batch, engine, *, precision, **options):
+        if precision == "bfloat16":
+            raise error("no engine runs it\nhere")
+        return wae.deploy(model, size, batch, "eager", precision=precision)
+
+    monkeypatch.setattr(evaluation, "deploy", deploy)
+    monkeypatch.setattr(evaluation, "footprint_of", lambda deployed: None)
+    arguments = ("eval", weights, "--data", data, "--seconds", 0, "--deployed", "bfloat16", "float32")
+    assert run(*arguments) == 1
+    printed = capsys.readouterr()
+    rows = [row for row in rich_cells(printed.out) if row[1] in ("bfloat16", "float32")]
+    assert [row[1] for row in rows] == ["float32"]
+    assert printed.err.endswith(f"wae: {weights} in bfloat16: no engine runs it\n")
+    assert run(*arguments, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["precision"] for entry in found["deployed"]] == ["float32"]
+    assert found["left_out"] == {f"{weights} in bfloat16": "no engine runs it"}
 
 
 def test_eval_deployed_refuses_wrong_options(weights, data, capsys, monkeypatch):
