@@ -194,6 +194,8 @@ def test_strides_beyond_32_bits(cell: Cell, op: str) -> None:
 @every_op
 def test_small_float16_numbers_are_not_zero_if_torch_flushes_subnormal_floats(cell: Cell, op: str) -> None:
     """A float16 number below 6.1e-5 is subnormal, but is no subnormal float."""
+    if cell.device != "cpu":
+        pytest.skip("it is a setting of CPUs; GPUs keep these numbers in float16 between the layers, too")
     problem = make(op, cell, dtype=torch.float16)
     problem = replace(problem, incoming=[gradient * 2**-17 for gradient in problem.incoming])
     parameters = [name for name in problem.inputs if name.startswith(("conv", "low_", "high_"))]
