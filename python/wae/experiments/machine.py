@@ -32,11 +32,16 @@ def limits() -> dict[str, str]:
     return {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
-def machine() -> dict[str, Any]:
-    """Everything about this machine and its software that times depend on."""
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Everything about this machine and its software that times depend on, for times of work on ``device``.
+
+    None stands for the CPU; for a GPU there is an entry ``gpu``, its name.
+    """
+    on_gpu = device is not None and device.type == "cuda"
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return {
         "processor": processor(),
+        **({"gpu": torch.cuda.get_device_name(device)} if on_gpu else {}),
         "instructions": [name for name in _INSTRUCTIONS if known.get(name)],
         "threads": torch.get_num_threads(),
         "backend": backends.backend_for("cpu"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from wae.experiments import machine
 
@@ -32,6 +33,13 @@ def test_every_cpu_has_a_name(content: str | None, name: str, monkeypatch: pytes
     monkeypatch.setattr(platform, "processor", lambda: "")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert machine.processor() == name
+
+
+def test_the_gpu_is_named_if_it_was_measured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert "gpu" not in machine.machine()
+    assert "gpu" not in machine.machine(torch.device("cpu"))
+    assert machine.machine(torch.device("cuda:1"))["gpu"] == "GPU 1"
 
 
 def test_the_version_of_a_package_from_another_distribution_is_found(monkeypatch):

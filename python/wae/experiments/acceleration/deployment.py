@@ -54,7 +54,7 @@ def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> d
     task.say(f"deploying, engine {s.engine}, precision {s.precision}; takes minutes if an engine compiles")
     contenders = _contenders(task, record, model, size)
     times, others = _times(task, contenders)
-    found: dict[str, Any] = {"images": s.images, "machine": machine(), "others": others}
+    found: dict[str, Any] = {"images": s.images, "machine": machine(task.device), "others": others}
     for name, (network, side, deployed) in contenders.items():
         accuracy, classes = accuracies(task, Filled(deployed), task.sets(side).test, _AT_ONCE)
         found[name] = {

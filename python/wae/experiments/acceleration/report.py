@@ -216,7 +216,8 @@ def _where(machine: Mapping[str, Any]) -> str:
         for name in ("torch", "onnxruntime", "openvino")
         if name in machine["versions"]
     )
-    return f"this machine: {machine['processor']}, {counted(machine['threads'], 'thread')}{engines}"
+    gpu = f"{machine['gpu']}, " if "gpu" in machine else ""
+    return f"this machine: {gpu}{machine['processor']}, {counted(machine['threads'], 'thread')}{engines}"
 
 
 def _distillation(training: Mapping[str, Any]) -> str:

@@ -143,7 +143,7 @@ def _train(
     last = history[-1].accuracy if held_out is None else evaluate(model, held_out, chosen.batch, device)
     assert last is not None
     model = model.cpu().eval()
-    result = _result(job, claim, history, last, count(model, claim.input.shape).multiply_adds, start)
+    result = _result(job, claim, history, last, count(model, claim.input.shape).multiply_adds, start, device)
     if registered := claim.registered[job.network]:
         made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
         path = weights_path(folder, job)
@@ -162,8 +162,9 @@ def _result(
     last: Accuracy | PixelAccuracy,
     multiply_adds: int,
     start: dict[str, Any],
+    device: torch.device,
 ) -> Result:
-    """The result of a training; ``last`` is the accuracy of its final weights."""
+    """The result of a training on ``device``; ``last`` is the accuracy of its final weights."""
     return Result(
         job.network,
         job.seed,
@@ -178,7 +179,7 @@ def _result(
         made={
             "commit": _commit(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **machine(),
+            **machine(device),
         },
     )
 

@@ -130,6 +130,9 @@ def test_the_number_of_images_and_the_machine_are_reported():
     text = report_files.markdown("net", found())
     assert "- Accuracies: of 20 test images.\n" in text
     assert "interleaved calls on this machine: i486, 1 thread, torch 2.14, openvino 2026.1.\n" in text
+    on_a_gpu = found()
+    on_a_gpu["deployed"]["machine"]["gpu"] = "NVIDIA H200"
+    assert "calls on this machine: NVIDIA H200, i486, 1 thread" in report_files.markdown("net", on_a_gpu)
 
 
 def deployed_side(name, accuracy, seconds, eager, multiply_adds=0):
