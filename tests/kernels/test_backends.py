@@ -276,7 +276,7 @@ def test_an_interruption_anywhere_in_a_block_leaves_no_choice_behind() -> None:
         pass
 
     def choose(left: int) -> bool:
-        """Enter and leave a block; raise when a signal handler may for the ``left``-th time. Whether it did."""
+        """Enter and leave a block; raise when a signal handler may for the ``left``-th time. Did it raise?"""
 
         def profile(_frame: object, event: str, _: object) -> None:
             nonlocal left
