@@ -49,17 +49,23 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     store, rank, world = next(rendezvous("env://"))
     # After a restart torchrun's store may still hold the addresses of the processes that were ended.
     own = PrefixStore(_round(store, rank, world), store)
-    backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=own, rank=rank, world_size=world)
+    on_gpu, done = chosen.type == "cuda", False
+    device_id = chosen if on_gpu else None  # without it torch warns at each barrier
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world, device_id=device_id)
     try:
         yield chosen
+        done = True
     except RuntimeError as error:
         if not _tells_of_loss(error):
             raise
         why = first_line(error).partition(". ")[0]
         raise LostProcessError(f"another process of this training has ended ({why})") from None
     finally:
-        dist.destroy_process_group()
+        # NCCL waits here for the other processes, which after an error in this one may wait for it elsewhere:
+        # it could not report the error, nor end, so that torchrun ends the others.
+        if done or not on_gpu:
+            dist.destroy_process_group()
 
 
 def _tells_of_loss(error: RuntimeError) -> bool:

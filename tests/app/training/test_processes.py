@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from torch import distributed as dist
 
 from wae.training.processes import _round, broadcast, is_alone, is_first, joined, processes
@@ -75,6 +76,25 @@ def test_a_process_joins_a_group_only_if_all_variables_of_torchrun_are_set(
     assert not dist.is_initialized()
     with pytest.raises(RuntimeError, match="of its own"), joined("cpu"):
         raise RuntimeError("of its own")
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others_in_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may wait for it in a collective; NCCL ends a group only together."""
+    made, ended, gpu = [], [], torch.device("cuda:1")
+    start = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    for name, value in start.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("wae.training.processes.usable_device", lambda name: gpu)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda *name, **options: made.append((name, options)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(True))
+    with pytest.raises(ValueError, match="of its own"), joined("cuda"):
+        raise ValueError("of its own")
+    assert not ended
+    with joined("cuda"):
+        pass
+    assert ended
+    assert [(name, options["device_id"]) for name, options in made] == [(("nccl",), gpu)] * 2
 
 
 def test_processes_agree_on_the_value_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
