@@ -4,13 +4,14 @@ The import registers ``wae_NAME`` for each NAME in timm. It is the network that 
 the package (:mod:`wae.models.registry`): ``wae_vgg16`` and ``wae_resnet50`` are the published ones, and if
 both libraries have a network it is torchvision's. timm loads the checkpoints of ``wae train``.
 
-``pretrained_cfg`` says how images are prepared. Its ``mean`` and ``std`` bring them to 0..255, because WAE
-normalises them itself (``image_scale``, ``image_shift``).
+``pretrained_cfg`` says how images are prepared: their size is that of NAME's. Its ``mean`` and ``std`` bring
+them to 0..255, because WAE normalises them itself (``image_scale``, ``image_shift``).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from wae.models.bodies import is_torchvision
 from wae.models.classifier import WAEClassifier
-from wae.models.registry import NetworkError, build, image_side
+from wae.models.positions import fit_to
+from wae.models.registry import NetworkError, build
+from wae_kernels.checks import half_of
 
 _TORCHVISION = PretrainedCfg(interpolation="bilinear")
 
@@ -35,21 +38,34 @@ class TimmClassifier(WAEClassifier):
         name: ``wae_NAME``.
         num_classes: the number of scores, at least 1.
         in_chans: the number of channels of the image, which must be 3.
+        img_size: the size of the images, for networks with positions: the side or (H, W). None for that in
+            ``pretrained_cfg``.
         options: timm's other options, such as ``drop_rate``; none may be set to anything but false or 0.
 
     Raises:
         NetworkError: an option is not usable, or WAE cannot be built around the network.
     """
 
-    def __init__(self, name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
         if in_chans != 3:
             raise NetworkError(f"{name} takes images of 3 channels, got in_chans {in_chans}")
         if given := sorted(option for option, value in options.items() if value):
-            raise NetworkError(f"{name} has no {given[0]}; it takes num_classes, got {', '.join(given)}")
+            raise NetworkError(
+                f"{name} has no {given[0]}; it takes num_classes and img_size, got {', '.join(given)}"
+            )
         if type(num_classes) is not int or num_classes < 1:
             raise NetworkError(f"num_classes of {name} must be 1 or more, got {num_classes!r}")
+        size = _sides(name, img_size)
         made = build(name, num_classes)
         assert isinstance(made, WAEClassifier)
+        _fit(name, made, *size)
         original = _original(name)
         super().__init__(
             made.encoder,
@@ -105,14 +121,40 @@ def _original(name: str) -> PretrainedCfg:
     return _TORCHVISION if is_torchvision(stem) else timm.get_pretrained_cfg(stem) or _TORCHVISION
 
 
+def _input_size(name: str) -> tuple[int, int, int]:
+    """The channels, height and width of the images that timm gives to the network in ``name``."""
+    cfg = timm.get_pretrained_cfg(name.removeprefix("wae_")) or _TORCHVISION
+    size: tuple[int, int, int] = cfg.input_size
+    return size
+
+
+def _sides(name: str, img_size: int | Sequence[int] | None) -> tuple[int, int]:
+    """(H, W) of the images for the argument ``img_size`` of :class:`TimmClassifier`."""
+    if img_size is None:
+        img_size = _input_size(name)[1:]
+    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise NetworkError(f"img_size of {name} must be the side or (H, W), 1 or more, got {img_size!r}")
+    return sides
+
+
+def _fit(name: str, model: WAEClassifier, height: int, width: int) -> None:
+    """Make the positions in the bodies of ``model`` fit images of this size."""
+    try:
+        for body in (model.low_body, model.high_body):
+            fit_to(body, (half_of(height), half_of(width)))
+    except ValueError as error:
+        raise NetworkError(f"{name} cannot be built for images of {height} x {width}: {error}") from error
+
+
 def _register(name: str) -> None:
     original = _original(name)
-    side = image_side(name)
     default_cfgs[name] = DefaultCfg(
         tags=deque([""]),
         cfgs={
             "": PretrainedCfg(
-                input_size=(3, side, side),
+                input_size=_input_size(name),
+                fixed_input_size=original.fixed_input_size,
                 interpolation=original.interpolation,
                 crop_pct=original.crop_pct,
                 crop_mode=original.crop_mode,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 import wae.integrations.timm as registered
 from wae.data.input import IMAGENET, Transforms
+from wae.models.meta import on_meta
 from wae.models.registry import NetworkError, build
 from wae.storage.checkpoint import save_classifier
 from wae_kernels.nn import Decoder
@@ -32,6 +34,45 @@ def test_every_timm_network_has_a_wae_name() -> None:
     assert timm.list_models("wae_*", include_tags=False) == [f"wae_{name}" for name in theirs]
     assert callable(registered.wae_resnet50)
     assert "wae_resnet50" in registered.__all__
+
+
+def test_every_name_is_registered_at_the_size_of_the_original() -> None:
+    names = timm.list_models(exclude_filters="wae_*")
+    theirs, ours = (
+        [timm.get_pretrained_cfg(form.format(n)).input_size for n in names] for form in ("{}", "wae_{}")
+    )
+    assert ours == theirs
+    assert len(set(ours)) > 20
+    assert timm.get_pretrained_cfg("wae_vit_base_patch16_sapiens2").input_size == (3, 1024, 768)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("wae_vit_tiny_patch16_384", (384, 384)),
+        ("wae_vit_base_patch16_sapiens2", (1024, 768)),
+        ("wae_vit_small_patch14_dinov2", (518, 518)),
+        ("wae_swinv2_tiny_window8_256", (256, 256)),
+        ("wae_efficientnet_b1", (240, 240)),
+    ],
+)
+def test_a_network_takes_the_images_that_it_is_registered_for(name: str, size: tuple[int, int]) -> None:
+    model = on_meta(partial(timm.create_model, name, num_classes=3))
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, *size)
+    assert model(torch.rand(1, 3, *size, device="meta")).shape == (1, 3)
+
+
+@pytest.mark.slow
+def test_positions_are_made_for_the_size_of_the_images() -> None:
+    name = "wae_vit_tiny_patch16_384"
+    sizes: list[int | tuple[int, int]] = [320, (320, 192), (224, 224)]
+    for size in sizes:
+        model = timm.create_model(name, num_classes=3, img_size=size).eval()
+        height, width = (size, size) if isinstance(size, int) else size
+        with torch.no_grad():
+            assert model(torch.rand(1, 3, height, width)).shape == (1, 3)
+    assert shapes(model) == shapes(build(name, 3))
 
 
 @pytest.mark.slow
@@ -98,6 +139,8 @@ def test_reset_classifier_changes_the_number_of_classes() -> None:
         ({"in_chans": 1}, "images of 3 channels, got in_chans 1"),
         ({"drop_rate": 0.1}, "has no drop_rate"),
         ({"num_classes": 0}, "must be 1 or more, got 0"),
+        ({"img_size": (0, 4)}, r"img_size of wae_resnet18 must be .*, got \(0, 4\)"),
+        ({"img_size": 22.4}, r"img_size of wae_resnet18 must be .*, got 22.4"),
     ],
 )
 def test_unsupported_options_are_refused(options: dict[str, object], message: str) -> None:
