@@ -196,15 +196,19 @@ def other_images(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
 
 
 def other_number(images: Tensor) -> Tensor:
-    """Images for a call with another number of them: the first of ``images``, or twice the only one."""
-    return images[:1] if len(images) > 1 else torch.cat((images, images))
+    """Images for a call with another number of them: the first of ``images``, or the only one and another.
+
+    The other one is darker, because a network may compute with the statistics of all images in a call.
+    """
+    return images[:1] if len(images) > 1 else torch.cat((images, (images / 2).to(images.dtype)))
 
 
 def dependence_on_number(model: nn.Module, images: Tensor, expected: Tensor) -> float:
-    """How far the model's scores of an image depend on how many images are in the call.
+    """How far the model's scores of an image depend on how many images are in the call, or on which.
 
-    A network may treat a single image in its own way (``if images.shape[0] > 1``). Most engines cannot: they
-    run one graph for any number of images.
+    A network may treat a single image in its own way (``if images.shape[0] > 1``), or normalise all images by
+    their common statistics. Most engines cannot do the former: they run one graph for any number of images.
+    Those that run any number in chunks cannot do the latter.
 
     Args:
         model: in evaluation mode.

@@ -121,15 +121,15 @@ class Deployed:
 
         Raises:
             FileExistsError: something is at ``folder``, and ``force`` is false or it is no deployed network.
-            EngineError: the engine cannot save networks, or not one that treats a single image otherwise than
-                several; or the encoder has hooks or changed layers.
+            EngineError: the engine cannot save networks, or not one whose scores of an image depend on the
+                other images in the call; or the encoder has hooks or changed layers.
             SavedError: a name in the path of ``folder`` is not UTF-8.
             OSError: the folder cannot be written; the disk is full, for example.
         """
         if self._depends_on_number and not self._engine.foreign:
             raise EngineError(
                 f"{self.engine} cannot save this network: its scores of an image depend on how many images "
-                "are in the call, but a file has one graph for any number"
+                "are in the call, or on which, but a file has one graph for any number, or runs it in chunks"
             )
         with self._lock, undisturbed(self._front.device):
             inputs = self._front(example_images(self._front, self.batch, self.size))

@@ -198,6 +198,16 @@ def test_one_image_is_compared_in_int8_too(engine, batch, stock):
 
 
 @pytest.mark.slow
+def test_int8_in_chunks_is_refused_for_a_network_that_normalises_by_the_statistics_of_a_call():
+    if reason := ENGINES["compile"].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    network = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Conv2d(3, 5, SIZE), nn.Flatten())
+    options = {"calibration": torch.randn(40, 3, *SIZE), "calibration_images": 10, "max_drop": None}
+    with pytest.raises(DisagreementError, match="given 2 images, gives scores that differ"):
+        deploy(network.eval(), SIZE, 1, "compile", precision="int8", **options)
+
+
+@pytest.mark.slow
 def test_an_int8_file_is_compared_before_it_is_quantized(stock, tmp_path):
     needs("onnxruntime")
     network, images = WithChangedScores(stock, doubled_alone), torch.randn(20, 3, *SIZE)
@@ -242,6 +252,14 @@ def test_an_engine_that_follows_the_network_is_not_refused(engine, network):
     needs(engine)
     images = torch.randn(4, 3, *SIZE)
     assert_close(deploy(network.eval(), SIZE, 4, engine)(images), network(images))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_network_that_normalises_by_the_statistics_of_a_call_is_not_saved(number, tmp_path):
+    """A saved network may run other numbers of images in chunks, which have other statistics."""
+    network = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Conv2d(3, 5, SIZE), nn.Flatten())
+    with pytest.raises(EngineError, match="eager cannot save this network: its scores of an image depend"):
+        deploy(network.eval(), SIZE, number, "eager").save(tmp_path / "saved")
 
 
 class Jumping(nn.Module):
