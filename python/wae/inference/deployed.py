@@ -16,7 +16,7 @@ from .agreement import TRIES, require_equal_once
 from .arguments import example_images
 from .engines import Engine, EngineError, Prepared, Run
 from .front import End, Front
-from .not_finite import finite_by_numpy, nan_where_not_finite
+from .not_finite import finite_by_numpy, finite_images, nan_where_not_finite
 from .precision import IMAGES, dtype_of, tolerance
 from .saving import save
 from .undisturbed import undisturbed
@@ -97,15 +97,20 @@ class Deployed:
         self._check(images)
         with self._lock, undisturbed(images.device):
             inputs = self._front(images)
+            are_finite = self._finite(images, inputs)
             scores: Tensor = self._runner(inputs)(*inputs)
             if self._end is not None:
                 scores = self._end(scores).to(self._scores_dtype)
             else:  # the engine may overwrite its result in the next call
                 scores = scores.to(self._scores_dtype, copy=True)
-            if not images.is_floating_point():
-                return scores
-            numbers = inputs if inputs[0].is_floating_point() else [images]
-            return nan_where_not_finite(scores, numbers, finite_by_numpy if self._engine.foreign else None)
+            return scores if are_finite is None else nan_where_not_finite(scores, are_finite)
+
+    def _finite(self, images: Tensor, inputs: Sequence[Tensor]) -> Tensor | None:
+        """Which of ``images`` are finite; None if all are, because they are integers."""
+        if not images.is_floating_point():
+            return None
+        numbers = inputs if inputs[0].is_floating_point() else [images]
+        return finite_images(numbers, finite_by_numpy if self._engine.foreign else None)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

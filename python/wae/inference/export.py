@@ -52,7 +52,7 @@ from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .engines import ENGINES, EngineError, Run, as_engine_error, in_onnxruntime, onnx_session, to_onnx
 from .engines.int8 import Movement
 from .folding import fold
-from .not_finite import nan_where_not_finite
+from .not_finite import finite_images, nan_where_not_finite
 from .precision import tolerance
 from .programs import any_batch, as_bytes, exported
 from .undisturbed import undisturbed
@@ -260,8 +260,11 @@ class _FromImages(nn.Module):
             inputs = (images.to(self.dtype),)
         else:
             inputs = self.encoder(images, self.image_scale, self.image_shift)
-        scores: Tensor = self.network(*inputs)
-        return nan_where_not_finite(scores, inputs) if images.is_floating_point() else scores
+        if not images.is_floating_point():
+            scores: Tensor = self.network(*inputs)
+            return scores
+        are_finite = finite_images(inputs)
+        return nan_where_not_finite(self.network(*inputs), are_finite)
 
 
 def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:

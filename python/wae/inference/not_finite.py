@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 
 
-def nan_where_not_finite(
-    scores: Tensor, inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
-    """``scores`` with NaN for every image whose inputs are not finite.
-
-    The ReLU and the pooling of several engines turn NaN into a number, and a broken image would get ordinary
-    scores.
+def finite_images(inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Which images have finite ``inputs``, (N,) bool. Call it before the network, which may change its input.
 
     Args:
-        scores: (N, ...).
         inputs: floating-point tensors, (N, ...) each.
         finite: returns which images of one of ``inputs`` are finite, (N,) bool; None for PyTorch's operators.
     """
     found = [finite(x) if finite else x.flatten(1).isfinite().all(1) for x in inputs]
-    are_finite = torch.stack(found).all(0)
+    return torch.stack(found).all(0)
+
+
+def nan_where_not_finite(scores: Tensor, are_finite: Tensor) -> Tensor:
+    """``scores``, (N, ...), with NaN for every image that is not finite, according to :func:`finite_images`.
+
+    The ReLU and the pooling of several engines turn NaN into a number, and a broken image would get ordinary
+    scores.
+    """
     return torch.where(are_finite.view(-1, *[1] * (scores.dim() - 1)), scores, torch.nan)
 
 
