@@ -18,6 +18,7 @@ from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.inference.winograd import replaced
 from wae.models.network import on_two_streams
 from wae.storage.files import full_disk_named
+from wae_kernels import backends
 
 from . import in_torchao
 from .engine import Engine, Prepared, Run, Samples
@@ -190,10 +191,12 @@ def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> R
 
 def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     importlib.import_module("torch_tensorrt")  # registers the backend
-    # It computes in the module's dtypes: new versions refuse to be told the precision. Without the second
-    # option, PyTorch would run what TensorRT does not accept.
+    # It computes in the module's dtypes: new versions refuse to be told the precision. By default it would
+    # round float32 to tf32 whatever torch's setting is. Without the third option, PyTorch would run what
+    # TensorRT does not accept.
     options: Any = {
         "use_explicit_typing": True,
+        "disable_tf32": not backends.tf32_allowed(),
         "pass_through_build_failures": True,
         "guard_filter_fn": _on_inputs,
     }

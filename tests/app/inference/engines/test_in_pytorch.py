@@ -250,8 +250,10 @@ def test_a_failed_capture_leaves_the_current_stream(monkeypatch):
     assert streams.current == "main"
 
 
-def test_tensorrt_computes_in_the_networks_dtype_or_fails(monkeypatch):
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tensorrt_computes_in_the_networks_dtype_or_fails(monkeypatch, tf32):
     """What its versions have in common: new ones refuse to be told the precision."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", SimpleNamespace())
     options = []
     monkeypatch.setattr(torch, "compile", lambda module, **given: options.append(given) or module)
@@ -259,6 +261,7 @@ def test_tensorrt_computes_in_the_networks_dtype_or_fails(monkeypatch):
     assert options[0]["backend"] == "torch_tensorrt"
     given = options[0]["options"]
     assert given["use_explicit_typing"]
+    assert given["disable_tf32"] is not tf32
     assert given["pass_through_build_failures"]
     assert "enabled_precisions" not in given
 
