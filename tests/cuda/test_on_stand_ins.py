@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("app/training/test_on_a_gpu.py", "losses_are"),  # the other needs NCCL
         ("app/inference/test_deployed.py", "not compile"),
+        ("app/experiments/acceleration/test_networks.py", ""),
     ],
 )
 def test_on_stand_ins(tests: str, which: str) -> None:
@@ -47,4 +48,4 @@ def test_on_stand_ins(tests: str, which: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout
-    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 1, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 0, done.stdout

@@ -33,8 +33,9 @@ from .task import Task
 def initialised(task: Task, form: Form) -> WAEClassifier:
     """WAE around the original before its training, on the CPU."""
     original, start = task.original, task.settings.start
+    network = copy.deepcopy(original.network).cpu()  # a GPU would draw other random weights
     torch.manual_seed(task.settings.seed)
-    model = accelerated(original.network, form).cpu().requires_grad_(True)  # frozen weights too
+    model = accelerated(network, form).requires_grad_(True)  # frozen weights too
     (images, _), stock = sample(task.sets(form.size).plain, SAMPLE), original.classifier()
     scale, shift = stock.image_scale.cpu(), stock.image_shift.cpu()
     if start == "linear":

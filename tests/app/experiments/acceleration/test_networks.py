@@ -56,3 +56,14 @@ def test_initial_weights_are_the_same_each_time(tmp_path):
     task, _ = task_of(tmp_path)
     one, other = (initialised(task, task.form).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_initial_weights_are_the_same_if_the_original_is_on_a_gpu(tmp_path):
+    """It is there once it was measured; in a run that is resumed it may not be."""
+    task, _ = task_of(tmp_path)
+    one = initialised(task, task.form).state_dict()
+    task.original.network.cuda()
+    other = initialised(task, task.form).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
