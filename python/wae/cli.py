@@ -100,14 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exhausted(error: Exception) -> str:
-    """What there was too little of, and what needs less of it; empty if that is not the reason of ``error``.
-
-    PyTorch has an exception class for GPU memory; otherwise only its message tells.
-    """
-    import torch
-
-    said = first_line(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    """What there was too little of, and what needs less of it; empty if ``error`` has another reason."""
+    said, text = first_line(error), str(error)
+    # of PyTorch's allocators on CPUs and GPUs, whose class is lost if one of our ops asked for the memory
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         return "out of memory; a smaller --batch or --size needs less"
     if "DataLoader worker" in said:
         return f"{said}: out of memory? Fewer --workers need less"

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -417,6 +418,13 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("wae.commands.info.run", lambda options: torch.empty(2**60))
     assert run("info") == 1
     assert capsys.readouterr().err.startswith("wae: out of memory; ")
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("wae: a result cannot be allocated: CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ):
+        monkeypatch.setattr("wae.commands.info.run", Mock(side_effect=error))
+        assert run("info") == 1
+        assert capsys.readouterr().err.startswith("wae: out of memory; ")
     monkeypatch.setattr("wae.commands.info.run", lambda options: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         run("info")
