@@ -298,13 +298,22 @@ def _optimizer_state(
         if tensor.dtype not in _FLOATS or tensor.shape not in shapes:
             raise ValueError(f"has for {name} a {key:.40} of {tensor.dtype} and shape {tuple(tensor.shape)}")
         # Adam counts its steps on the CPU, wherever the parameter is.
-        place = tensor if key == "step" else tensor.to(parameters[name].device)
-        state.setdefault(name, {})[key] = place
+        state.setdefault(name, {})[key] = tensor if key == "step" else _placed_like(parameters[name], tensor)
     for name, entries in state.items():
         if wanted is not None and set(entries) != wanted:
             got = ", ".join(sorted(entries))
             raise ValueError(f"is not a {type(optimizer).__name__}: for {name} it kept {got:.200}")
     return {parameters[name]: entries for name, entries in state.items()}
+
+
+def _placed_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """``tensor`` on the device of ``parameter``, with its strides if they have one shape.
+
+    With other strides a GPU updates the parameters one by one instead of all at once.
+    """
+    if tensor.shape != parameter.shape:
+        return tensor.to(parameter.device)
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 
 _STATES = {

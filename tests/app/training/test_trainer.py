@@ -731,6 +731,20 @@ def test_the_state_of_an_optimizer_goes_to_the_device_of_the_parameters(tmp_path
         assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
+def test_the_state_of_an_optimizer_gets_the_strides_of_the_parameters(tmp_path):
+    """Files keep none, and with others a GPU updates the parameters one by one."""
+    model = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer, restored = (torch.optim.Adam(model.parameters()) for _ in range(2))
+    model(torch.ones(1, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    weights_file.save(tmp_path / "state", model, {}, optimizer)
+    weights_file.load(tmp_path / "state", model, restored)
+    for name in ("exp_avg", "exp_avg_sq"):
+        before, after = (o.state[model.weight][name] for o in (optimizer, restored))
+        assert torch.equal(before, after)
+        assert after.stride() == model.weight.stride()
+
+
 ABSURD = [
     None,
     True,
