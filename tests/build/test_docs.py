@@ -139,10 +139,9 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 WRITTEN = re.compile(r"<!-- [^\n]* from here -->.*?<!-- to here -->", re.DOTALL)
 CODE = re.compile(r"```.*?```|(?<=\n\n)(?: {4}[^\n]*\n|\n(?= {4}))+", re.DOTALL)
-TO_WRAP = ("README.md", "docs/photos.md")  # pages that have longer lines still, until they are next revised
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if named(page) not in TO_WRAP], ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_no_line_has_more_than_120_columns(page: Path) -> None:
     """Except in tables, in code, and in what programs write. A link that is too long has its own line."""
     text = CODE.sub("", WRITTEN.sub("", page.read_text(encoding="utf-8")))
