@@ -120,6 +120,8 @@ class Deployed:
     def save(self, folder: Path | str, force: bool = False) -> None:
         """Write what :func:`wae.load_deployed` needs into a new ``folder``, completely or not at all.
 
+        What PyTorch's engines save is another form of the network, and is compared with this one.
+
         Args:
             folder: the folder to make, and its parents where they are missing.
             force: replace a deployed network that is there.
@@ -128,6 +130,7 @@ class Deployed:
             FileExistsError: something is at ``folder``, and ``force`` is false or it is no deployed network.
             EngineError: the engine cannot save networks, or not one whose scores of an image depend on the
                 other images in the call; or the encoder has hooks or changed layers.
+            DisagreementError: what was saved gives other scores.
             SavedError: a name in the path of ``folder`` is not UTF-8.
             OSError: the folder cannot be written; the disk is full, for example.
         """
@@ -148,7 +151,7 @@ class Deployed:
                 "report": self.report,
             }
             parts = self._front, self._prepared, self._end
-            save(about, Path(folder), force, *parts, self._scores_dtype, inputs)
+            save(about, Path(folder), force, *parts, self._scores_dtype, inputs, self._check_saved)
 
     def _runner(self, inputs: Sequence[Tensor]) -> Run:
         if inputs[0].shape[0] == self.batch:
@@ -157,13 +160,17 @@ class Deployed:
             _log.info("preparing %s for any number of images", self.engine)
             # cloned, and made again below, because a network may change its input
             run = self._engine.open(self._prepared, None, [x.clone() for x in inputs])
-            require_equal_once(
-                f"{self.engine}, prepared for any number of images,",
-                self._of_both(run),
-                tolerance(dtype_of(self.precision), inputs[0].device),
-            )
+            self._require_same(run, "prepared for any number of images")
             self._run_any = run
         return self._run_any
+
+    def _check_saved(self, run: Run) -> None:
+        self._require_same(run, "saved and loaded")
+
+    def _require_same(self, run: Run, how: str) -> None:
+        """Raise DisagreementError unless ``run`` gives the scores of the runner for :attr:`batch`."""
+        most = tolerance(dtype_of(self.precision), self._front.device)
+        require_equal_once(f"{self.engine}, {how},", self._of_both(run), most)
 
     def _of_both(self, run: Run) -> Iterator[Sequence[Tensor]]:
         """On sets of example images, the results of ``run`` and those of the runner for :attr:`batch`.

@@ -21,6 +21,7 @@ import torch
 
 from wae.storage.files import temporary_folder
 
+from .agreement import DisagreementError
 from .deployed import Deployed
 from .engines import EngineError
 from .saved import load_deployed
@@ -65,7 +66,7 @@ def footprint_of(deployed: Deployed) -> Footprint | None:
         try:
             deployed.save(folder)
             return footprint(folder)
-        except (EngineError, subprocess.CalledProcessError):  # the process says why, on standard error
+        except (EngineError, DisagreementError, subprocess.CalledProcessError):  # it says why on stderr
             return None
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from wae.storage.files import sha256, written_folder
 from wae_kernels.nn import Encoder
 
 from .encoder_int8 import ByteEncoder, Int8Encoder
-from .engines import ENGINES, EngineError, Prepared
+from .engines import ENGINES, EngineError, Prepared, Run
 from .front import End, Front
-from .precision import name_of
+from .precision import DTYPES, name_of
 
 ABOUT, ENCODER, END = "deployed.json", "encoder.safetensors", "end.safetensors"
 FORMATS = (1, 2)
@@ -59,6 +59,7 @@ def save(
     end: End | None,
     scores_dtype: torch.dtype,
     inputs: Sequence[Tensor],
+    check: Callable[[Run], None],
 ) -> None:
     """The work of :meth:`wae.inference.deployed.Deployed.save`.
 
@@ -68,6 +69,8 @@ def save(
         front, prepared, end: the network's parts.
         scores_dtype: the dtype of its scores.
         inputs: example inputs of the engine.
+        check: raises an error unless the engine's file, loaded, computes what the network does. It is called
+            only if the file was made for this purpose: foreign engines and those of int8 run what they save.
     """
     check_name(folder)
     engine = ENGINES[about["engine"]]
@@ -81,6 +84,10 @@ def save(
     with written_folder(folder, force, ABOUT) as new:
         with engine.errors():
             prepared.save(new, inputs)
+        if not engine.foreign and about["precision"] in DTYPES:
+            with engine.errors():
+                run = engine.load(new, about["batch"], about["precision"]).for_batch(about["batch"])
+            check(run)
         if front.encoder is not None:
             tensors = dict(front.encoder.state_dict())
             tensors |= {"image_scale": front.image_scale, "image_shift": front.image_shift}

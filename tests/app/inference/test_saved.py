@@ -14,9 +14,11 @@ import torch
 from small_networks import SIZE, needs, photos
 from test_export import foreign_paths
 from test_int8 import images, int8
+from torch import nn
 
 import wae
 from wae.inference import encoder_int8, saving
+from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, EngineError, in_torchao
 from wae.inference.engines.int8 import ByteInput
@@ -56,6 +58,25 @@ def test_a_saved_network_gives_the_same_scores_in_a_new_process(engine, model, t
     code = LOAD.format(folder=str(tmp_path / "net"), cases=str(tmp_path / "cases.pt"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class Exporting(nn.Module):
+    """Computes something else while it is exported, as networks from libraries may."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images, scale=1.0):
+        return self.network(images) * (2 * scale if torch.compiler.is_exporting() else scale)
+
+
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
+def test_what_is_saved_is_compared_with_the_network(engine, stock, tmp_path):
+    deployed = deploy(Exporting(stock).eval(), SIZE, 2, engine)
+    with pytest.raises(DisagreementError, match=f"{engine}, saved and loaded, gives scores that differ"):
+        deployed.save(tmp_path / "net")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

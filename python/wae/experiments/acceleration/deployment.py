@@ -69,7 +69,7 @@ def deploy_all(task: Task, record: Record, model: WAEClassifier, size: int) -> d
         }
     try:
         contenders["accelerated"].deployed.save(task.settings.folder / DEPLOYED, force=True)
-    except EngineError as error:  # on GPUs no engine can be saved
+    except (EngineError, DisagreementError) as error:  # on GPUs no engine can be saved
         found["accelerated"]["not saved"] = first_line(error)
     return found
 
