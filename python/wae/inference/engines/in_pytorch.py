@@ -185,8 +185,17 @@ def _winograd(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run
 def _cudagraphs(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
     if dynamic:
         return module  # a graph is for one shape
-    with torch.cuda.device_of(inputs[0]), on_two_streams(module):  # streams belong to the current device
-        return captured(module, inputs)
+    graphs: dict[tuple[torch.dtype, ...], Run] = {}
+
+    def run(*tensors: Tensor) -> Any:
+        dtypes = tuple(x.dtype for x in tensors)
+        if dtypes not in graphs:  # images may be uint8 or floating point
+            with torch.cuda.device_of(tensors[0]), on_two_streams(module):  # streams are the current device's
+                graphs[dtypes] = captured(module, tensors)
+        return graphs[dtypes](*tensors)
+
+    run(*inputs)
+    return run
 
 
 def _tensorrt(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool) -> Run:
