@@ -260,11 +260,9 @@ class _FromImages(nn.Module):
             inputs = (images.to(self.dtype),)
         else:
             inputs = self.encoder(images, self.image_scale, self.image_shift)
-        if not images.is_floating_point():
-            scores: Tensor = self.network(*inputs)
-            return scores
-        are_finite = finite_images(inputs)
-        return nan_where_not_finite(self.network(*inputs), are_finite)
+        are_finite = finite_images(inputs) if images.is_floating_point() else None
+        scores: Tensor = self.network(*inputs)
+        return scores if are_finite is None else nan_where_not_finite(scores, are_finite)
 
 
 def metadata(described: Description, size: tuple[int, int], image_dtype: torch.dtype) -> dict[str, str]:
