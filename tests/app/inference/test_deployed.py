@@ -299,16 +299,21 @@ def test_disagreement_for_another_batch_is_refused(model, monkeypatch, wrong):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("gpu", range(2))
 @pytest.mark.parametrize("engine", [name for name, engine in ENGINES.items() if "cuda" in engine.devices])
-def test_scores_on_a_gpu(engine, model, monkeypatch):
-    """In float32 throughout: with tf32, torch's default for convolutions, folding changes what is rounded."""
+def test_scores_on_a_gpu(engine, gpu, model, monkeypatch):
+    """Also on a GPU that is not the current one.
+
+    In float32 throughout: with tf32, torch's default for convolutions, folding changes what is rounded.
+    """
+    if torch.cuda.device_count() <= gpu:
+        pytest.skip("no such GPU here")
     needs(engine, "cuda")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    model.cuda()
+    model.cuda(gpu)
     deployed = deploy(model, SIZE, batch=3, engine=engine)
     for batch in (3, 1, 4):
-        for images in (photos(batch).cuda(), photos(batch).cuda().float()):
+        for images in (photos(batch).cuda(gpu), photos(batch).cuda(gpu).float()):
             assert_close(deployed(images), model(images), 1e-4)
 
 
