@@ -42,7 +42,7 @@ def captured(function: Run, inputs: Sequence[Tensor]) -> Run:
                 outputs = function(*held)
         last.wait_stream(stream)
 
-    def run(*tensors: Tensor) -> Any:
+    def run(*tensors: Tensor, kept: Run = function) -> Any:  # the graph reads the weights that it holds
         nonlocal last
         stream = torch.cuda.current_stream(held[0].device)
         if stream != last:  # the last run, and what read its outputs, may not have ended there

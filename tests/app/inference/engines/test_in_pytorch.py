@@ -1,9 +1,11 @@
 """PyTorch's own engines: compiled code, weights in memory, captured CUDA graphs."""
 
 import copy
+import gc
 import shutil
 import sys
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -248,6 +250,21 @@ def test_a_network_that_waits_for_the_gpu_is_not_captured(monkeypatch):
     with ThreadPoolExecutor(1) as pool:
         captured(lambda x: function(x, lambda: pool.submit(wait).result()), [torch.ones(2)])
     assert streams.captured == []
+
+
+def test_a_cuda_graph_keeps_what_was_captured(monkeypatch):
+    """It reads the weights, which for compiled code nothing else holds."""
+    Streams(monkeypatch, {})
+    layer = nn.Linear(2, 2)
+    weights = weakref.ref(layer.weight)
+    with torch.no_grad():
+        run = captured(layer, [torch.ones(2)])
+    del layer
+    gc.collect()
+    assert weights() is not None
+    del run
+    gc.collect()
+    assert weights() is None
 
 
 def test_a_failed_capture_leaves_the_current_stream(monkeypatch):
