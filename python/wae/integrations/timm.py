@@ -4,7 +4,7 @@ The import registers ``wae_NAME`` for each NAME in timm. It is the network that 
 the package (:mod:`wae.models.registry`): ``wae_vgg16`` and ``wae_resnet50`` are the published ones, and if
 both libraries have a network it is torchvision's. timm loads the checkpoints of ``wae train``.
 
-``pretrained_cfg`` says how images are prepared: their size is that of NAME's. Its ``mean`` and ``std`` bring
+``pretrained_cfg`` says how images are prepared, at the size of those of NAME. Its ``mean`` and ``std`` bring
 them to 0..255, because WAE normalises them itself (``image_scale``, ``image_shift``).
 """
 
