@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from benches.comparison import Ready, Side, prepare
-from benches.devices import DEVICES, PRECISIONS, Launched, settings
+from benches.devices import DEVICES, PRECISIONS, Gpu, Launched, settings
 from benches.modules import gradients, images, inputs, pair, results, wide_gradients
 
 ONES = torch.ones(3)
@@ -104,6 +109,23 @@ def test_the_time_of_a_round_is_divided_by_its_calls(gpu: Any) -> None:
     assert 0.002 <= timings["a"]["median"] < 0.02
     assert timings["b"]["median"] < 0.002
     assert timings["a"]["runs"] == 3
+
+
+def test_a_cuda_graph_keeps_the_inputs_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else holds the calls of a side once the next one is built."""
+    stream, replayed = Mock(), Mock()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=replayed))
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    image = torch.ones(2)
+    alive = weakref.ref(image)
+    replay, note = Gpu().round([partial(torch.neg, image)], capture=True)
+    del image
+    gc.collect()
+    replay()
+    assert (alive() is not None, note, replayed.call_count) == (True, "", 1)
 
 
 # ------------------------------------------------------------------------------------------- expected results
