@@ -151,7 +151,7 @@ run_tests() {
   tests test_cuda 120 1 tests/cuda/test_cuda.py
   tests test_ops 200 "$WORKERS" -k "not triton" tests/kernels
   tests test_deployed 160 1 tests/app/inference/test_deployed.py # torch.compile tunes each layer, twice
-  tests test_training 120 1 tests/app/training/test_on_a_gpu.py
+  tests test_training 120 1 tests/app/training/test_on_a_gpu.py tests/app/experiments/acceleration/test_networks.py
 }
 
 ops() {
