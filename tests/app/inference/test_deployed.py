@@ -284,18 +284,38 @@ assert os.sched_getaffinity(0) == cores
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("wrong", [2, 100])
-def test_disagreement_for_another_batch_is_refused(model, monkeypatch, wrong):
-    """Also on the first images alone: in the call that prepares the engine and in the first comparison."""
+def odd(monkeypatch, network, compile_again):
+    """``network`` deployed for one image in an engine that runs it for any number by ``compile_again``."""
     engine = Engine(
         "odd", ("cpu",), {}, lambda module, inputs, *_: InPyTorch(module, inputs, lambda m, *_: m)
     )
     monkeypatch.setitem(ENGINES, "odd", engine)
-    deployed = deploy(model, SIZE, engine="odd")
+    deployed = deploy(network, SIZE, engine="odd")
+    deployed._prepared._compile = lambda module, *_: compile_again(module)
+    return deployed
+
+
+@pytest.mark.parametrize("wrong", [2, 100])
+def test_disagreement_for_another_batch_is_refused(model, monkeypatch, wrong):
+    """Also on the first images alone: in the call that prepares the engine and in the first comparison."""
     left = iter(range(wrong))
-    deployed._prepared._compile = lambda module, *_: lambda *x: module(*x) + (next(left, None) is not None)
+    deployed = odd(monkeypatch, model, lambda module: lambda *x: module(*x) + (next(left, None) is not None))
     with pytest.raises(DisagreementError, match="any number of images"):
         deployed(photos(2))
+
+
+def test_disagreement_on_several_images_is_refused_if_the_batch_is_one(model, monkeypatch):
+    deployed = odd(monkeypatch, model, lambda module: lambda *x: module(*x) + (len(x[0]) > 1))
+    with pytest.raises(DisagreementError, match="any number of images"):
+        deployed(photos(2))
+
+
+@pytest.mark.parametrize(
+    "change", [torch.squeeze, lambda scores: scores - scores.mean(0) / 2], ids=["shape", "scores"]
+)
+def test_two_images_are_not_compared_with_one_and_one_if_that_differs(change, stock, monkeypatch):
+    network, images = WithChangedScores(stock, change), torch.randn(2, 3, *SIZE)
+    assert_close(odd(monkeypatch, network, lambda module: module)(images), network(images))
 
 
 @pytest.mark.gpu
