@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from wae.experiments.reproduction.claim import Claim, Job
-    from wae.experiments.reproduction.results import LeftOut, Result
+    from wae.experiments.reproduction.results import NotTrained, Result
     from wae.experiments.reproduction.table import Row
     from wae.experiments.reproduction.worker import Progress
 
@@ -115,7 +115,7 @@ class _Found(NamedTuple):
     """What the trainings gave, and the networks' times on this machine."""
 
     table: list[Row]
-    left_out: list[LeftOut]
+    left_out: list[NotTrained]
     others: float | None
     """CPU cores that other programs used during the timing; None if that is not known."""
 
@@ -143,14 +143,14 @@ def run(options: argparse.Namespace) -> int:
 def _made(options: argparse.Namespace, claim: Claim, console: Console) -> _Found:
     """The table of all trainings; trains what is missing, and writes the table to the folder."""
     from wae.experiments.machine import OtherPrograms
-    from wae.experiments.reproduction.results import LeftOut, Result
+    from wae.experiments.reproduction.results import NotTrained, Result
     from wae.experiments.reproduction.table import rows
     from wae.training.lock import alone_in
 
     wanted, source = _wanted(options, claim), _source(options, claim)
     with alone_in(options.output):  # until the last file is written
         outcomes = _watch(options, source, wanted, claim)
-        left_out = [outcome for outcome in outcomes if isinstance(outcome, LeftOut)]
+        left_out = [outcome for outcome in outcomes if isinstance(outcome, NotTrained)]
         trained = f"All {'other ' if left_out else ''}networks are trained"
         console.print(f"{trained}. Measuring their times on this machine.")
         others = OtherPrograms()
@@ -171,7 +171,7 @@ def _text(found: _Found, claim: Claim) -> str:
     return "\n\n".join([markdown(found.table, claim), *notes])
 
 
-def _reason(training: LeftOut) -> str:
+def _reason(training: NotTrained) -> str:
     return f"{training.network}, seed {training.seed}, is left out: {training.reason}"
 
 
@@ -262,7 +262,9 @@ def _wanted(options: argparse.Namespace, claim: Claim) -> list[Job]:
     return [job for job in wanted if job.network in options.only]
 
 
-def _watch(options: argparse.Namespace, data: str, wanted: list[Job], claim: Claim) -> list[Result | LeftOut]:
+def _watch(
+    options: argparse.Namespace, data: str, wanted: list[Job], claim: Claim
+) -> list[Result | NotTrained]:
     """Train, and show the progress."""
     from rich.progress import TimeElapsedColumn
 

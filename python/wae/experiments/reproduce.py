@@ -15,7 +15,7 @@ from pathlib import Path
 from wae.data.dataset import DatasetError
 
 from .reproduction.claim import Claim, Job
-from .reproduction.results import LeftOut, Result, read_result, tidy, weights_path
+from .reproduction.results import NotTrained, Result, read_result, tidy, weights_path
 from .reproduction.worker import Progress, Worker, lacks_remeasured, next_message
 
 
@@ -27,12 +27,12 @@ def run(
     processes: int,
     device: str = "cpu",
     tell: Callable[[Progress], None] = lambda progress: None,
-) -> list[Result | LeftOut]:
+) -> list[Result | NotTrained]:
     """Run those of the ``wanted`` trainings that have no result in ``folder``, and return the results of all.
 
-    A training is :class:`LeftOut` if its network cannot be made, which for one that is pruned to WAE's time
-    depends on the machine, if its loss is no longer finite, or if it needs the weights of such a training.
-    The next run tries again.
+    A training is :class:`NotTrained` if its network cannot be made, which for one that is pruned to WAE's
+    time depends on the machine, if its loss is no longer finite, or if it needs the weights of such a
+    training. The next run tries again.
 
     A finished training is repeated if another needs its weights and they are missing. One that has its
     weights but lacks the accuracy with re-estimated statistics gets it, if ``data`` is available and
@@ -63,7 +63,7 @@ def run(
         if training:
             raise
         todo, prepared = [], data
-    results: dict[Job, Result | LeftOut | None] = {job: read_result(folder, job, claim) for job in wanted}
+    results: dict[Job, Result | NotTrained | None] = {job: read_result(folder, job, claim) for job in wanted}
     for job in filter(results.get, wanted):  # an earlier run may have been killed before it did this
         tidy(folder, job, claim)
     results |= dict.fromkeys(todo)
@@ -90,7 +90,7 @@ def _check_needed(folder: Path, wanted: Sequence[Job], training: Sequence[Job], 
 
 def _distribute(
     todo: list[Job],
-    results: dict[Job, Result | LeftOut | None],
+    results: dict[Job, Result | NotTrained | None],
     workers: Sequence[Worker],
     claim: Claim,
     tell: Callable[[Progress], None],
@@ -107,10 +107,10 @@ def _distribute(
             message = next_message(link)
             if isinstance(message, Progress):
                 tell(message)
-            elif isinstance(message, (Result, LeftOut)):
+            elif isinstance(message, (Result, NotTrained)):
                 job = Job(message.network, message.seed)
                 results[job] = message
-                if isinstance(message, LeftOut):
+                if isinstance(message, NotTrained):
                     _leave_out_dependents(job, todo, results, claim)
                 idle.append(link)
             else:
@@ -118,12 +118,12 @@ def _distribute(
 
 
 def _leave_out_dependents(
-    missing: Job, todo: list[Job], results: dict[Job, Result | LeftOut | None], claim: Claim
+    missing: Job, todo: list[Job], results: dict[Job, Result | NotTrained | None], claim: Claim
 ) -> None:
     """Leave out those of ``todo`` that need the weights of the ``missing`` training, in both collections."""
     for job in [job for job in todo if _needed(claim, job) == missing]:
         todo.remove(job)
-        results[job] = LeftOut(*job, f"it needs {missing.network}, which is left out")
+        results[job] = NotTrained(*job, f"it needs {missing.network}, which is left out")
 
 
 def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:
@@ -155,6 +155,6 @@ def _needed(claim: Claim, job: Job) -> Job | None:
     return None if network is None else Job(network, job.seed)
 
 
-def _ready(todo: Sequence[Job], results: Mapping[Job, Result | LeftOut | None], claim: Claim) -> list[Job]:
+def _ready(todo: Sequence[Job], results: Mapping[Job, Result | NotTrained | None], claim: Claim) -> list[Job]:
     """Those of ``todo`` that need not wait for the weights of another job."""
     return [job for job in todo if (needed := _needed(claim, job)) is None or results.get(needed, True)]

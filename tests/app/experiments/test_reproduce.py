@@ -16,7 +16,7 @@ from wae.experiments.pruning import PruningError
 from wae.experiments.reproduction import worker
 from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
-from wae.experiments.reproduction.results import LeftOut, Result, result_path, weights_path
+from wae.experiments.reproduction.results import NotTrained, Result, result_path, weights_path
 from wae.experiments.reproduction.table import Row
 from wae.experiments.reproduction.worker import Progress
 from wae.storage.checkpoint import describe, load_classifier
@@ -73,8 +73,8 @@ def test_the_others_are_trained_if_a_network_cannot_be_made(tmp_path):
     """The whole run ended with its error."""
     wanted = [Job("28 x 28", 0), Job("WAE, mimic", 0), Job("14 x 14", 0)]
     full, mimic, half = reproduce.run(tmp_path, "digits", wanted, WithoutFull(TINY), 2)
-    assert full == LeftOut("28 x 28", 0, "it is too slow")
-    assert mimic == LeftOut("WAE, mimic", 0, "it needs 28 x 28, which is left out")
+    assert full == NotTrained("28 x 28", 0, "it is too slow")
+    assert mimic == NotTrained("WAE, mimic", 0, "it needs 28 x 28, which is left out")
     assert (half.network, half.seed) == wanted[2]
     assert reproduce.open_jobs(tmp_path, wanted, WithoutFull(TINY)) == wanted[:2]  # the next run tries again
 
@@ -87,14 +87,14 @@ def test_a_training_that_diverges_is_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(worker, "_train", diverge)
     found = worker._outcome(Job("WAE", 1), tmp_path, "digits", DIGITS, "cpu", None)
-    assert found == LeftOut("WAE", 1, "the loss is nan")
+    assert found == NotTrained("WAE", 1, "the loss is nan")
 
 
 @pytest.mark.parametrize("cores", [0.05, 0.5, None])
 def test_trainings_that_were_left_out_are_named_below_the_table(tmp_path, monkeypatch, capsys, cores):
     """With --json too, where there was no word about a busy machine either."""
     reason = "pruned by 90% the network still takes 1.10 times as long"
-    outcomes = [LeftOut("pruned, Taylor", 0, reason), Result("WAE", 0, 0.5, 1.0, [0.5], {})]
+    outcomes = [NotTrained("pruned, Taylor", 0, reason), Result("WAE", 0, 0.5, 1.0, [0.5], {})]
     said = f"pruned, Taylor, seed 0, is left out: {reason}"
 
     def rows(results, claim):

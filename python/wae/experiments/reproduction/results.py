@@ -60,7 +60,7 @@ class Result:
                 raise TypeError(f"{entry.name} must be of kind {entry.type}, got {shown(value)}")
 
 
-class LeftOut(NamedTuple):
+class NotTrained(NamedTuple):
     """A training that has no result, and why."""
 
     network: str

@@ -33,7 +33,7 @@ from wae.training.state import Epoch
 from wae.training.trainer import DivergedError, Observer, TrainingError, train
 
 from .claim import Claim, Job
-from .results import LeftOut, Result, read_result, result_path, state_path, tidy, weights_path, write_json
+from .results import NotTrained, Result, read_result, result_path, state_path, tidy, weights_path, write_json
 
 
 class Progress(NamedTuple):
@@ -81,7 +81,7 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
     with contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt), terminable():
         while True:
             job = link.recv()
-            message: Result | LeftOut | Exception
+            message: Result | NotTrained | Exception
             try:
                 message = _outcome(job, folder, data, claim, device, link)
             except Exception as error:
@@ -91,7 +91,7 @@ def _work(link: Connection, folder: Path, data: str | Path, claim: Claim, device
 
 def _outcome(
     job: Job, folder: Path, data: str | Path, claim: Claim, device: str, link: Connection
-) -> Result | LeftOut:
+) -> Result | NotTrained:
     """Train ``job``, or only re-estimate its BatchNorm statistics if that is what its result lacks.
 
     It is left out if its network cannot be made, or if the loss is no longer finite.
@@ -104,9 +104,9 @@ def _outcome(
     try:
         return _train(job, folder, data, claim, usable, link)
     except PruningError as error:
-        return LeftOut(job.network, job.seed, str(error))
+        return NotTrained(job.network, job.seed, str(error))
     except DivergedError as error:  # it would again
-        return LeftOut(job.network, job.seed, error.what)
+        return NotTrained(job.network, job.seed, error.what)
 
 
 def _as_sent(job: Job, error: Exception) -> Exception:
