@@ -77,7 +77,22 @@ def table(results: Path) -> list[str]:
     statistics, that one is shown. A folder that does not exist has no line.
     """
     there = [line for line in LINES if (results / line.folder).is_dir()]
-    return grid(_HEADS, [_cells(line, _accuracies(results / line.folder)) for line in there])
+    return grid(_HEADS, [_cells(line, accuracies(kept(results / line.folder))) for line in there])
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The finished trainings in ``folder``."""
+    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+
+
+def accuracies(trainings: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """The accuracies of each network, by seed: with re-estimated BatchNorm statistics if all have them."""
+    reestimated = all(result.get("remeasured") for result in trainings)  # without re-estimation it is empty
+    found: dict[str, dict[int, float]] = {}
+    for result in trainings:
+        of_seeds = found.setdefault(result["network"], {})
+        of_seeds[result["seed"]] = (result["remeasured"] if reestimated else result)["accuracy"]
+    return found
 
 
 def _cells(line: Trainings, of: Mapping[str, Mapping[int, float]]) -> list[str]:
@@ -93,17 +108,6 @@ def _cells(line: Trainings, of: Mapping[str, Mapping[int, float]]) -> list[str]:
         mean = _mean(of[name], seeds)
         cells.append(f"{_percent(mean)} ({(mean - half) / (full - half):.0%})")
     return cells
-
-
-def _accuracies(folder: Path) -> dict[str, dict[int, float]]:
-    """The accuracies of each network, by seed."""
-    kept: list[dict[str, Any]] = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
-    reestimated = all(result.get("remeasured") for result in kept)  # without re-estimation it is empty
-    found: dict[str, dict[int, float]] = {}
-    for result in kept:
-        of_seeds = found.setdefault(result["network"], {})
-        of_seeds[result["seed"]] = (result["remeasured"] if reestimated else result)["accuracy"]
-    return found
 
 
 def _mean(of_seeds: Mapping[int, float], seeds: Sequence[int]) -> float:

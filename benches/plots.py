@@ -60,10 +60,11 @@ def _save(
             axis.tick_params(labelsize=7)
     axes[0][0].legend(fontsize=7)
     figure.suptitle(title, fontsize=10)
-    _write(figure, path)
+    save(figure, path)
 
 
-def _write(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write the figure to a PNG, and close it."""
     with written(path, force=True) as file:
         figure.savefig(file, dpi=110, format="png")
     pyplot.close(figure)
@@ -98,7 +99,7 @@ def _throughput(results: Sequence[Result], path: Path) -> list[Path]:
         axis.tick_params(labelsize=9)
     threads = counted(result["machine"]["threads"], "thread")
     figure.suptitle(f"Images per second, batch {SHOWN_BATCH}, {name(result)}, {threads}", fontsize=10)
-    _write(figure, path)
+    save(figure, path)
     return [path]
 
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import accuracy, deployed, packaged, plots, sizing, tables, targets
+from . import accuracy, accuracy_plot, deployed, packaged, plots, sizing, tables, targets
 from .result_files import Result, shown, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,14 +76,15 @@ def main() -> None:
     measured = deployed.read(folder / deployed.FOLDER)
     figures = plots.draw(results, root / "docs")
     write_between(root / "README.md", "\n".join(tables.decision(results)))
-    accuracies = accuracy.table(root / "docs" / "results")
-    write_between(root / "README.md", "\n".join(accuracies), ACCURACIES)
+    trainings = root / "docs" / "results"
+    write_between(root / "README.md", "\n".join(accuracy.table(trainings)), ACCURACIES)
     write_between(root / "docs" / "benchmarks.md", summary(results, measured, figures))
     write_between(root / "docs" / "measurements.md", everything(results, measured))
     write_between(root / "docs" / "scale.md", "\n".join(sizing.table(measured)))
     packaged.keep(results, root)
     pages = "README.md, docs/benchmarks.md, docs/measurements.md, docs/scale.md"
-    print(f"wrote {pages}, {packaged.FILE} and {', '.join(p.name for p in figures)}")
+    pictures = figures + accuracy_plot.draw(trainings, root / "docs")
+    print(f"wrote {pages}, {packaged.FILE} and {', '.join(p.name for p in pictures)}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,18 @@ import torch
 from printed_tables import markdown_row
 from programs import run_program
 
-from benches import accuracy, bench_ops, deployed, limits, report, result_files, sizing, tables, targets
+from benches import (
+    accuracy,
+    accuracy_plot,
+    bench_ops,
+    deployed,
+    limits,
+    report,
+    result_files,
+    sizing,
+    tables,
+    targets,
+)
 from benches.classifiers import RUNNERS, cells, forms, make, wanted
 from benches.modules import OURS
 from wae_kernels import backends
@@ -460,6 +471,40 @@ def test_accuracies_have_re_estimated_statistics_if_all_results_do(tmp_path: Pat
             (folder / f"{network}.json").write_text(json.dumps(result))
         (*_, line) = accuracy.table(tmp_path)
         assert row in line
+
+
+def test_the_plot_compares_each_network_with_the_full_one_of_the_same_seeds(tmp_path: Path) -> None:
+    (line,) = (line for line in accuracy.LINES if line.folder == "imagenette-small_vgg-64")
+    trainings = [
+        {"network": network, "seed": seed, "accuracy": score, "multiply_adds": cost}
+        for network, cost, scores in (
+            ("64 x 64", 400, (0.8, 0.84)),
+            ("40 x 40, fine-tuned", 200, (0.79, 0.84)),
+            ("Wavelet+CNN", 100, (0.7, 0.7)),
+            ("WAE", 240, (0.78, 0.79)),
+            ("pruned, Taylor", 100, (0.81,)),  # one seed only
+        )
+        for seed, score in enumerate(scores)
+    ]
+    full, smaller, haar, wae, pruned = accuracy_plot.points(line, trainings)
+    assert full == (accuracy_plot.FULL, False, 1.0, (0.0, 0.0))
+    assert (smaller.style, haar.style, wae.style, pruned.style) == (
+        accuracy_plot.SMALLER,
+        accuracy_plot.OTHER,
+        accuracy_plot.WAE,
+        accuracy_plot.PRUNED,
+    )
+    assert [point.from_trained for point in (smaller, haar, wae, pruned)] == [True, False, False, True]
+    assert [point.cost for point in (smaller, haar, wae, pruned)] == [0.5, 0.25, 0.6, 0.25]
+    assert smaller.gains == pytest.approx((-1, 0))
+    assert wae.gains == pytest.approx((-2, -5))
+    assert pruned.gains == pytest.approx((1,))
+    folder = tmp_path / line.folder
+    folder.mkdir()
+    for number, training in enumerate(trainings):
+        (folder / f"{number}.json").write_text(json.dumps(training))
+    (file,) = accuracy_plot.draw(tmp_path, tmp_path)
+    assert file.stat().st_size > 1000
 
 
 def run_suite(*arguments: str) -> None:
