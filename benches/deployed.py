@@ -145,8 +145,8 @@ def tables(measured: Sequence[Measured]) -> list[str]:
         lines += [run, ""]
         rows = [[*_case(c), *row] for c, _ in entries for row in cells(c)]
         lines += [*grid(_HEADS, rows), ""]
-        left_out = {(name, why): None for c, _ in entries for name, why in c.left_out.items()}
-        lines += [line for name, why in left_out for line in (f"Left out: {name}: {why}", "")]
+        left_out = dict.fromkeys(missing for c, _ in entries for missing in c.left_out)
+        lines += [line for missing in left_out for line in (f"Left out: {missing}", "")]
     return lines
 
 

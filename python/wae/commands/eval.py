@@ -69,11 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_json(parser)
 
 
+class _NotDeployed(NamedTuple):
+    """A precision in which a checkpoint cannot be deployed, and why."""
+
+    network: str
+    path: str
+    precision: str
+    reason: str
+
+
 class _Measured(NamedTuple):
     candidates: list[Candidate]
     deployed: list[DeployedCandidate]
-    left_out: dict[str, str]
-    """Why a checkpoint cannot be deployed in a precision, by the names of both."""
+    left_out: list[_NotDeployed]
     others: float | None
     """CPU cores that other programs used during the timings; None if that is not known."""
 
@@ -97,8 +105,8 @@ def run(options: argparse.Namespace) -> int:
         raise shared.Failure(str(error)) from None
     if first:
         (_print_json if options.json else _print_tables)(options, measured)
-    for name, reason in measured.left_out.items():
-        shared.complain(f"{name}: {reason}")
+    for missing in measured.left_out:
+        shared.complain(f"{missing.path} in {missing.precision}: {missing.reason}")
     return 1 if measured.left_out else 0
 
 
@@ -125,7 +133,7 @@ def _measured(options: argparse.Namespace, device: torch.device) -> _Measured:
     if is_first():
         with bar("timing", None):
             others.append(evaluation.measure(candidates, options.seconds))
-    left_out: dict[str, str] = {}
+    left_out: list[_NotDeployed] = []
     deployed = [
         entry
         for each in zip(candidates, tests, calibration, strict=True)
@@ -172,7 +180,7 @@ def _print_json(options: argparse.Namespace, measured: _Measured) -> None:
             "data": options.data,
             "networks": evaluation.as_data(measured.candidates),
             "deployed": evaluation.deployed_as_data(measured.deployed),
-            "left_out": measured.left_out,
+            "left_out": [missing._asdict() for missing in measured.left_out],
             "others": measured.others,
         }
     )
@@ -200,7 +208,7 @@ def _deployed(
     test: Dataset,
     calibration: Dataset | None,
     device: torch.device,
-    left_out: dict[str, str],
+    left_out: list[_NotDeployed],
 ) -> Iterator[DeployedCandidate]:
     """Deploy the candidate in each precision of ``--deployed``, and evaluate it. Adds to ``left_out``."""
     from wae.experiments.evaluation import DeployedCandidate
@@ -218,7 +226,10 @@ def _deployed(
                     candidate, precision, options.engine or "auto", options.batch, images
                 )
         except (EngineError, DisagreementError) as error:
-            left_out[f"{candidate.path} in {precision}"] = first_line(error)
+            missing = _NotDeployed(
+                candidate.described.network, str(candidate.path), precision, first_line(error)
+            )
+            left_out.append(missing)
             continue
         with bar(name, len(test)) as advance:
             entry.accuracy = evaluate(entry, test, options.batch, device, options.workers, advance=advance)

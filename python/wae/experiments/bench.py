@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,18 @@ class Row:
 
 
 @dataclass(frozen=True)
+class NotTimed:
+    """An engine and precision that has no :class:`Row`, and why."""
+
+    engine: str
+    precision: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.precision}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything measured for one network and one batch size, in one process."""
 
@@ -91,8 +103,7 @@ class Comparison:
     eager: Timing
     """The stock network in float32 in eager PyTorch."""
     rows: Sequence[Row]
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Why an engine and precision has no row."""
+    left_out: Sequence[NotTimed] = ()
     others: float | None = None
     """CPU cores that other programs used during the timing; None if that is not known."""
 
@@ -155,7 +166,7 @@ def compare(
     scale_for_photos(pair.wae)
     given = _images(calibrate, size) if "int8" in precisions else crops(size, batch)
     images = {kind: _as_taken(network, pair.wae, given) for kind, network in pair.networks.items()}
-    left_out: dict[str, str] = {}
+    left_out: list[NotTimed] = []
     sides = _sides(pair, images, size, batch, _combinations(engines, precisions, left_out), left_out, step)
     step(f"{pair.name}, batch {batch}: timing")
     calls = {kind: given[torch.arange(batch) % len(given)] for kind, given in images.items()}
@@ -181,10 +192,10 @@ def _sides(
     size: int,
     batch: int,
     combinations: Iterable[tuple[Engine, str]],
-    left_out: dict[str, str],
+    left_out: list[NotTimed],
     step: Callable[[str], None],
 ) -> dict[_Key, Deployed]:
-    """Both networks in each engine and precision. Adds the reasons for missing ones to ``left_out``.
+    """Both networks in each engine and precision. Adds those that cannot be built to ``left_out``.
 
     Raises EngineError if none can be built.
     """
@@ -192,11 +203,11 @@ def _sides(
     for engine, precision in combinations:
         made = _both(pair, images, size, batch, engine, precision, step)
         if isinstance(made, str):
-            left_out[f"{engine.name} {precision}"] = made
+            left_out.append(NotTimed(engine.name, precision, made))
         else:
             sides |= {_Key(kind, engine.name, precision): side for kind, side in made.items()}
     if not sides:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        reasons = "; ".join(map(str, left_out))
         raise EngineError(f"nothing can be timed: {reasons or 'no engine computes in this precision'}")
     return sides
 
@@ -227,15 +238,15 @@ def _rows(sides: Mapping[_Key, Deployed], timings: Mapping[str, Timing]) -> list
 
 
 def _combinations(
-    engines: Sequence[str], precisions: Sequence[str], left_out: dict[str, str]
+    engines: Sequence[str], precisions: Sequence[str], left_out: list[NotTimed]
 ) -> Iterator[tuple[Engine, str]]:
-    """The combinations that can run here. Adds the reasons for the others to ``left_out``."""
+    """The combinations that can run here. Adds the others to ``left_out``."""
     for precision in precisions:
         for engine in (ENGINES[name] for name in engines):
             if precision not in engine.precisions:
                 continue
             if (reason := engine.why_not("cpu", precision)) is not None:
-                left_out[f"{engine.name} {precision}"] = reason
+                left_out.append(NotTimed(engine.name, precision, reason))
             else:
                 yield engine, precision
 
@@ -350,6 +361,7 @@ def from_data(data: Mapping[str, Any]) -> list[Comparison]:
                     Row(row["engine"], row["precision"], Side(**row["stock"]), Side(**row["wae"]))
                     for row in entry["rows"]
                 ],
+                "left_out": [NotTimed(**missing) for missing in entry["left_out"]],
             }
         )
         for entry in data["comparisons"]

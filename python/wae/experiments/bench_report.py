@@ -70,8 +70,8 @@ def notes(comparisons: Sequence[Comparison]) -> list[str]:
     if set_here := limits():
         settings = ", ".join(f"{name}={value}" for name, value in set_here.items())
         lines.append(f"Limited by {settings}.")
-    left_out = {(name, why): None for c in comparisons for name, why in c.left_out.items()}
-    return lines + [f"left out: {name}: {why}" for name, why in left_out]
+    left_out = dict.fromkeys(missing for c in comparisons for missing in c.left_out)
+    return lines + [f"left out: {missing}" for missing in left_out]
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:

@@ -142,7 +142,7 @@ def test_calibration_images_are_read_from_a_folder(tmp_path):
 # --------------------------------------------------------------------------------------- checked before timed
 
 
-def test_a_side_that_disagrees_is_not_timed(network, monkeypatch, capsys):
+def test_a_side_that_disagrees_is_not_timed(network, tmp_path, monkeypatch, capsys):
     deploy = bench.deploy
 
     def wrong_in_openvino(model, size, batch, engine, **options):
@@ -152,11 +152,14 @@ def test_a_side_that_disagrees_is_not_timed(network, monkeypatch, capsys):
 
     monkeypatch.setattr(bench, "deploy", wrong_in_openvino)
     monkeypatch.setitem(ENGINES, "openvino", replace(ENGINES["eager"], name="openvino"))
-    assert run("bench", network, *QUICK, "openvino", "--batch", 1) == 0
+    data = tmp_path / "data.json"
+    assert run("bench", network, *QUICK, "openvino", "--batch", 1, "--json", data) == 0
     printed = capsys.readouterr().out
     assert "left out: openvino float32: scores differ\n" in printed
     assert "│ eager" in printed
     assert "│ openvino" not in printed
+    (kept,) = json.loads(data.read_text())["comparisons"]
+    assert kept["left_out"] == [{"engine": "openvino", "precision": "float32", "reason": "scores differ"}]
     assert run("bench", network, *QUICK[:-1], "openvino", "--batch", 1) == 1
     assert "nothing can be timed: openvino float32: scores differ" in capsys.readouterr().err
 

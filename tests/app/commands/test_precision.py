@@ -175,7 +175,9 @@ def test_eval_reports_the_other_precisions_if_one_cannot_be_deployed(
     assert run(*arguments, "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert [entry["precision"] for entry in found["deployed"]] == ["float32"]
-    assert found["left_out"] == {f"{weights} in bfloat16": "no engine runs it"}
+    (missing,), (network,) = found["left_out"], found["networks"]
+    named = {"network": network["network"], "path": str(weights)}
+    assert missing == {**named, "precision": "bfloat16", "reason": "no engine runs it"}
 
 
 def test_eval_deployed_refuses_wrong_options(weights, data, capsys, monkeypatch):
