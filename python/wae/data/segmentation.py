@@ -16,11 +16,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as transforms
 
@@ -37,6 +35,7 @@ _UNKNOWN = -1
 _NUMBERS = 2**16  # the numbers that a PNG can hold
 _CUT = (0.5, 1.0)  # the share of the image that an augmented one shows
 _STRETCH = 0.9  # the largest change of its aspect ratio, as a factor
+_NEAREST = v2.InterpolationMode.NEAREST_EXACT  # takes the pixel in the middle, as scaling of images does
 
 
 class SegmentationFolder(ImageFiles):
@@ -77,7 +76,7 @@ class SegmentationFolder(ImageFiles):
         self.labels = tuple(name for name in classes if not _is_bracketed(name))
         self._table = _table(classes)
         self._kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
-        self._augmented = _augmentation(*input.shape) if augment else None
+        self._crop = _random_crop(*input.shape) if augment else None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -99,7 +98,7 @@ class SegmentationFolder(ImageFiles):
     def plain(self) -> SegmentationFolder:
         """See :meth:`wae.data.dataset.Dataset.plain`. Both share what is kept in memory."""
         other = copy.copy(self)
-        other._augmented = None
+        other._crop = None
         return other
 
     def subset(self, indices: Sequence[int]) -> SegmentationFolder:
@@ -129,12 +128,10 @@ class SegmentationFolder(ImageFiles):
 
     def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
         image, label = self._scaled(index)
-        if self._augmented is None:
+        if self._crop is None:
             return image, label
         with seeded(Draw.SAMPLE, self.seed, epoch, index):
-            both = self._augmented(tv_tensors.Image(image), tv_tensors.Mask(label))  # masks: nearest
-        image, label = (part.as_subclass(Tensor).contiguous() for part in both)
-        return image, label
+            return _augmented(image, label, self._crop)
 
     def _scaled(self, index: int) -> tuple[Tensor, Tensor]:
         if self._kept is not None and index in self._kept:
@@ -146,8 +143,10 @@ class SegmentationFolder(ImageFiles):
             raise DatasetError(
                 f"{label_path}: has {h} x {w} pixels, and its image, {path}, {height} x {width}"
             )
-        nearest = v2.InterpolationMode.NEAREST_EXACT
-        scaled = prepare(image, self.input), transforms.resize(label[None], list(self.shape), nearest)[0]
+        scaled = (
+            prepare(image, self.input),
+            transforms.resize(label[None], list(self.shape), _NEAREST)[0],
+        )
         if self._kept is not None:
             self._kept[index] = scaled
         return scaled
@@ -275,12 +274,21 @@ def _table(classes: Sequence[str]) -> Tensor:
     return table
 
 
-def _augmentation(height: int, width: int) -> Any:
-    """The transform that randomly crops, scales and flips an image and its labels alike."""
+def _random_crop(height: int, width: int) -> v2.RandomResizedCrop:
+    """Chooses a part of an image and scales it to ``height`` x ``width``."""
     ratio = width / height
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop((height, width), _CUT, (ratio * _STRETCH, ratio / _STRETCH)),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
+    return v2.RandomResizedCrop((height, width), _CUT, (ratio * _STRETCH, ratio / _STRETCH))
+
+
+def _augmented(image: Tensor, label: Tensor, crop: v2.RandomResizedCrop) -> tuple[Tensor, Tensor]:
+    """The same random part of an image, (3, H, W), and of its labels, (H, W); half of both are flipped.
+
+    torchvision's own transforms scale masks with the older "nearest", which shifts them by up to half a pixel
+    against the image.
+    """
+    part = crop.make_params([image])
+    image = transforms.resized_crop(image, **part, size=crop.size, antialias=True)
+    label = transforms.resized_crop(label[None], **part, size=crop.size, interpolation=_NEAREST)[0]
+    if torch.rand(()) < 0.5:
+        image, label = image.flip(2), label.flip(1)
+    return image.contiguous(), label.contiguous()
