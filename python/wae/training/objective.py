@@ -133,7 +133,7 @@ def _others_caught(model: nn.Module) -> Iterator[dict[str, tuple[float, Tensor]]
     """In this block the auxiliary scores of networks in ``model`` are collected, with their weights.
 
     Such a network has the weights in its attribute ``auxiliary`` and returns a dictionary with the same
-    names.
+    names. Of a network inside another one, those of the outer one count, which may have cut off padding.
     """
     caught: dict[str, tuple[float, Tensor]] = {}
 

@@ -21,6 +21,7 @@ from wae.data.input import Input, whole
 from wae.data.segmentation import segmentation_folder
 from wae.models.counting import count
 from wae.models.registry import build
+from wae.models.segmentation.libraries import AnySize
 from wae.models.segmentation.segmenter import FullResolutionSegmenter, HalfResolutionSegmenter, wae_segmenter
 from wae.storage import weights_file
 from wae.storage.checkpoint import describe, load_classifier, save_classifier
@@ -147,6 +148,33 @@ def test_auxiliary_losses_have_the_weights_that_the_network_gives_them(scenes, f
     torch.testing.assert_close(losses["loss"], wanted)
     assert "coarse cross entropy" not in Objective(model.eval(), LABELLED)(images, labels)
     assert not network._forward_hooks
+
+
+class GuidedAtFullSize(nn.Module):
+    """As :class:`Guided`, with auxiliary scores as large as the main ones, as PSPNet has."""
+
+    auxiliary: ClassVar[dict[str, float]] = {"aux": 0.4}
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.aux = small_network(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, image):
+        scores = self.network(image)
+        return {"out": scores, "aux": self.aux(image)} if self.training else scores
+
+
+def test_auxiliary_scores_of_padding_are_cut_off(scenes):
+    """They were scaled to the labels together with the padding, and so were too small for them."""
+    torch.manual_seed(0)
+    model, seen = wae_segmenter(AnySize(GuidedAtFullSize(), 16)).train(), []
+    hook = model.low_network.register_forward_hook(lambda module, given, result: seen.append(result))
+    images, labels = data(scenes).batch(range(2), 0)
+    losses = Objective(model, LABELLED)(images, labels)
+    hook.remove()
+    assert seen[0]["aux"].shape[2:] == (18, 24)
+    expected = F.interpolate(seen[0]["aux"], (36, 48), mode="bilinear")
+    torch.testing.assert_close(losses["aux cross entropy"], cross_entropy(expected, labels))
 
 
 # ------------------------------------------------------------------------------------------- loss and measure

@@ -24,6 +24,8 @@ class AnySize(nn.Module):
     def __init__(self, network: nn.Module, stride: int) -> None:
         super().__init__()
         self.network, self.stride = network, stride
+        self.auxiliary: Mapping[str, float] = getattr(network, "auxiliary", {})
+        """The weights of the network's auxiliary scores, if it has any: see :class:`PSPNet`."""
 
     def forward(self, image: Tensor) -> Any:
         """Map (N, 3, H, W) to what the network returns, at the size (H, W)."""
