@@ -269,30 +269,38 @@ def _watch(
     from rich.progress import TimeElapsedColumn
 
     from wae.experiments import reproduce
+    from wae.experiments.reproduction.claim import Job
+    from wae.experiments.reproduction.results import NotTrained
     from wae.progress import progress
 
-    def tell(told: Progress) -> None:
-        score = told.accuracy
-        accuracy = "" if score is None else f", {claim.measure} {100 * score:.2f} %"
-        bar.console.print(
-            f"{told.job.network}, seed {told.job.seed}: {'resuming after ' if told.before else ''}"
-            f"epoch {told.done} of {told.of} ({told.kind}){accuracy}",
-            highlight=False,
-        )
-        if told.before:
-            assert task.total is not None
-            task.total -= told.done  # these epochs are not trained again
+    def tell(told: Progress | NotTrained) -> None:
+        if isinstance(told, NotTrained):
+            left[Job(told.network, told.seed)] = 0
         else:
-            bar.advance(task.id)
+            bar.console.print(_said(told, claim), highlight=False)
+            left[told.job] -= told.done if told.before else 1
+            if not told.before:
+                bar.advance(task.id)
+        task.total = task.completed + sum(left.values())
 
     todo = reproduce.open_jobs(options.output, wanted, claim)
     training = reproduce.to_train(options.output, todo, claim)
-    epochs = sum(stage.epochs for job in training for stage in claim.plan_of(job.network, job.seed).stages)
+    left = {job: sum(stage.epochs for stage in claim.plan_of(*job).stages) for job in training}
     processes = options.processes or (1 if options.device != "cpu" else usable_cores())
     with progress(shared.console(options.json), TimeElapsedColumn()) as bar:
-        bar.advance(bar.add_task("epochs", total=epochs), 0)  # starts the clock of its speed estimate
+        epochs = bar.add_task("epochs", total=sum(left.values()))
+        bar.advance(epochs, 0)  # starts the clock of its speed estimate
         (task,) = bar.tasks
         if lacking := len(todo) - len(training):
             what = "lack the accuracy with re-estimated BatchNorm statistics"
             bar.console.print(f"{lacking} of {len(wanted)} trainings {what}", highlight=False)
         return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)
+
+
+def _said(told: Progress, claim: Claim) -> str:
+    """What is printed when an epoch has ended."""
+    accuracy = "" if told.accuracy is None else f", {claim.measure} {100 * told.accuracy:.2f} %"
+    return (
+        f"{told.job.network}, seed {told.job.seed}: {'resuming after ' if told.before else ''}"
+        f"epoch {told.done} of {told.of} ({told.kind}){accuracy}"
+    )

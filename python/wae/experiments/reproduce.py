@@ -26,7 +26,7 @@ def run(
     claim: Claim,
     processes: int,
     device: str = "cpu",
-    tell: Callable[[Progress], None] = lambda progress: None,
+    tell: Callable[[Progress | NotTrained], None] = lambda told: None,
 ) -> list[Result | NotTrained]:
     """Run those of the ``wanted`` trainings that have no result in ``folder``, and return the results of all.
 
@@ -46,7 +46,8 @@ def run(
         claim: defines what is compared.
         processes: the number of parallel trainings, each on one core.
         device: where to train.
-        tell: called in this process after each epoch, and once for each training that resumes.
+        tell: called in this process after each epoch, and once for each training that resumes or is
+            left out.
 
     Raises:
         DatasetError: the data are missing or not the published ones.
@@ -93,7 +94,7 @@ def _distribute(
     results: dict[Job, Result | NotTrained | None],
     workers: Sequence[Worker],
     claim: Claim,
-    tell: Callable[[Progress], None],
+    tell: Callable[[Progress | NotTrained], None],
 ) -> None:
     """Give the jobs in ``todo`` to ``workers`` until all ``results`` are there; both change."""
     idle = [worker.link for worker in workers]
@@ -111,19 +112,21 @@ def _distribute(
                 job = Job(message.network, message.seed)
                 results[job] = message
                 if isinstance(message, NotTrained):
-                    _leave_out_dependents(job, todo, results, claim)
+                    left_out = _without_dependents(job, todo, claim)
+                    results |= left_out
+                    for training in (message, *left_out.values()):
+                        tell(training)
                 idle.append(link)
             else:
                 raise message
 
 
-def _leave_out_dependents(
-    missing: Job, todo: list[Job], results: dict[Job, Result | NotTrained | None], claim: Claim
-) -> None:
-    """Leave out those of ``todo`` that need the weights of the ``missing`` training, in both collections."""
-    for job in [job for job in todo if _needed(claim, job) == missing]:
+def _without_dependents(missing: Job, todo: list[Job], claim: Claim) -> dict[Job, NotTrained]:
+    """Those of ``todo`` that need the weights of the ``missing`` training; they are removed from it."""
+    dependents = [job for job in todo if _needed(claim, job) == missing]
+    for job in dependents:
         todo.remove(job)
-        results[job] = NotTrained(*job, f"it needs {missing.network}, which is left out")
+    return {job: NotTrained(*job, f"it needs {missing.network}, which is left out") for job in dependents}
 
 
 def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:

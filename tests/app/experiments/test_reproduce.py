@@ -72,9 +72,11 @@ class WithoutFull(FashionMnist):
 def test_the_others_are_trained_if_a_network_cannot_be_made(tmp_path):
     """The whole run ended with its error."""
     wanted = [Job("28 x 28", 0), Job("WAE, mimic", 0), Job("14 x 14", 0)]
-    full, mimic, half = reproduce.run(tmp_path, "digits", wanted, WithoutFull(TINY), 2)
+    told = []
+    full, mimic, half = reproduce.run(tmp_path, "digits", wanted, WithoutFull(TINY), 2, tell=told.append)
     assert full == NotTrained("28 x 28", 0, "it is too slow")
     assert mimic == NotTrained("WAE, mimic", 0, "it needs 28 x 28, which is left out")
+    assert [training for training in told if isinstance(training, NotTrained)] == [full, mimic]
     assert (half.network, half.seed) == wanted[2]
     assert reproduce.open_jobs(tmp_path, wanted, WithoutFull(TINY)) == wanted[:2]  # the next run tries again
 
@@ -185,8 +187,11 @@ def test_a_machine_that_was_busy_during_the_timing_is_reported(
         assert text.count("Other programs used 0.5 cores meanwhile: do not rely on these times.") == warnings
 
 
-def test_the_bar_does_not_count_epochs_of_an_earlier_run(tmp_path, monkeypatch, capsys):
-    """They were never done, and the bar of a run with long epochs showed no remaining time."""
+def test_the_bar_does_not_count_epochs_that_are_not_trained(tmp_path, monkeypatch, capsys):
+    """With those of an earlier run the bar showed no remaining time if epochs are long.
+
+    With those of trainings that are left out it never became full.
+    """
     bars, make, now = [], progress.progress, [0.0]
 
     def made(*given):
@@ -203,6 +208,9 @@ def test_the_bar_does_not_count_epochs_of_an_earlier_run(tmp_path, monkeypatch, 
             now[0] += 600.0
             tell(Progress(wanted[0], "joint", done, 9, 0.5))
         assert (task.completed, task.speed) == (2, pytest.approx(1 / 600))
+        for network, seed in wanted:
+            tell(NotTrained(network, seed, "the loss is nan"))
+        assert (task.completed, task.total, task.speed) == (2, 2, pytest.approx(1 / 600))
         return []
 
     monkeypatch.setattr(progress, "progress", made)
