@@ -44,7 +44,6 @@ class Deployed:
     difference: float
     seconds: dict[str, float]
     report: dict[str, Any]
-    _run_any: Run | None
 
     def __init__(
         self,
@@ -64,7 +63,8 @@ class Deployed:
         self._scores_dtype, self._end = scores_dtype, end
         self._depends_on_number = False  # see agreement.dependence_on_number
         self._lock = threading.Lock()
-        self._run, self._run_any = run, None
+        self._run = run
+        self._run_any: dict[bool, Run] = {}  # by whether it was compared for a single image or for several
 
     def __repr__(self) -> str:
         return (
@@ -154,26 +154,36 @@ class Deployed:
             save(about, Path(folder), force, *parts, self._scores_dtype, inputs, self._check_saved)
 
     def _runner(self, inputs: Sequence[Tensor]) -> Run:
-        if inputs[0].shape[0] == self.batch:
+        number = inputs[0].shape[0]
+        if number == self.batch:
             return self._run
-        if self._run_any is None:
-            _log.info("preparing %s for any number of images", self.engine)
-            # cloned, and made again below, because a network may change its input
-            run = self._engine.open(self._prepared, None, [x.clone() for x in inputs])
-            self._require_same(run, "prepared for any number of images", self._comparable())
-            self._run_any = run
-        return self._run_any
+        alone = number == 1
+        if alone not in self._run_any:
+            run = self._run_any.get(not alone) or self._opened(inputs)
+            self._require_same(run, "prepared for any number of images", self._comparable(run, alone))
+            self._run_any[alone] = run
+        return self._run_any[alone]
 
-    def _comparable(self) -> int:
-        """The number of images on which a runner for any number is compared: :attr:`batch`, or 2 for 1.
+    def _opened(self, inputs: Sequence[Tensor]) -> Run:
+        """A runner for any number of images."""
+        _log.info("preparing %s for any number of images", self.engine)
+        # cloned, and made again in a comparison, because a network may change its input
+        return self._engine.open(self._prepared, None, [x.clone() for x in inputs])
 
-        PyTorch's compilers treat a single image as a special case, which says nothing about several. But two
-        images are not compared with one and one if their scores depend on each other, or have another shape.
+    def _comparable(self, run: Run, alone: bool) -> int:
+        """The number of images on which ``run``, for any number, is compared: 1 if ``alone``, else several.
+
+        PyTorch's compilers make code of their own for a single image, which says nothing about that for
+        several, nor the reverse. But only :attr:`batch` images are comparable if the scores of images depend
+        on each other, or those of a single one have another shape.
         """
-        if self.batch > 1 or self._engine.foreign or self._depends_on_number:
+        number = 1 if alone else max(self.batch, 2)
+        if number == self.batch or self._engine.foreign or self._depends_on_number:
             return self.batch
-        alone = self._run(*self._front(example_images(self._front, 1, self.size)))
-        return 2 if alone.dim() > 1 and len(alone) == 1 else 1
+        takes_one = run if alone else self._run
+        with self._engine.errors():
+            scores = takes_one(*self._front(example_images(self._front, 1, self.size)))
+        return number if scores.dim() > 1 and len(scores) == 1 else self.batch
 
     def _check_saved(self, run: Run) -> None:
         self._require_same(run, "saved and loaded", self.batch)
@@ -190,10 +200,10 @@ class Deployed:
         :func:`.agreement.other_images`), which an engine's graph does not tell.
         """
         for seed in range(TRIES):
-            images = example_images(self._front, number, self.size, seed=seed)
+            images = example_images(self._front, max(number, self.batch), self.size, seed=seed)
             parts = [self._run(*self._front(part)).clone() for part in images.split(self.batch)]
-            expected = torch.cat(parts) if len(parts) > 1 else parts[0]
-            yield run(*self._front(images)), expected
+            expected = parts[0] if number == self.batch else torch.cat(parts)[:number]
+            yield run(*self._front(images[:number])), expected
             if expected.dim() == 2:
                 return
 

@@ -284,13 +284,13 @@ assert os.sched_getaffinity(0) == cores
     assert done.returncode == 0, done.stderr
 
 
-def odd(monkeypatch, network, compile_again):
-    """``network`` deployed for one image in an engine that runs it for any number by ``compile_again``."""
+def odd(monkeypatch, network, compile_again, batch=1):
+    """``network`` deployed in an engine that runs it for any number of images by ``compile_again``."""
     engine = Engine(
         "odd", ("cpu",), {}, lambda module, inputs, *_: InPyTorch(module, inputs, lambda m, *_: m)
     )
     monkeypatch.setitem(ENGINES, "odd", engine)
-    deployed = deploy(network, SIZE, engine="odd")
+    deployed = deploy(network, SIZE, batch, "odd")
     deployed._prepared._compile = lambda module, *_: compile_again(module)
     return deployed
 
@@ -310,12 +310,36 @@ def test_disagreement_on_several_images_is_refused_if_the_batch_is_one(model, mo
         deployed(photos(2))
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_disagreement_on_one_image_is_refused_if_the_batch_is_larger(first, model, monkeypatch):
+    """Code for a single image was compared with nothing."""
+    deployed = odd(monkeypatch, model, lambda module: lambda *x: module(*x) + (len(x[0]) == 1), batch=2)
+    for number in (first, 4 - first):
+        if number == 1:
+            with pytest.raises(DisagreementError, match="any number of images"):
+                deployed(photos(1))
+        else:
+            assert_close(deployed(images := photos(3)), model(images))
+
+
+def test_each_other_number_of_images_is_compared_once(model, monkeypatch):
+    deployed = odd(monkeypatch, model, lambda module: module, batch=3)
+    compare, compared = deployed._require_same, []
+    monkeypatch.setattr(
+        deployed, "_require_same", lambda *given: compared.append(given[-1]) or compare(*given)
+    )
+    for number in (2, 1, 3, 4, 1, 2):
+        deployed(photos(number))
+    assert compared == [3, 1]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
     "change", [torch.squeeze, lambda scores: scores - scores.mean(0) / 2], ids=["shape", "scores"]
 )
-def test_two_images_are_not_compared_with_one_and_one_if_that_differs(change, stock, monkeypatch):
-    network, images = WithChangedScores(stock, change), torch.randn(2, 3, *SIZE)
-    assert_close(odd(monkeypatch, network, lambda module: module)(images), network(images))
+def test_one_image_is_not_compared_with_one_of_several_if_they_differ(change, batch, stock, monkeypatch):
+    network, images = WithChangedScores(stock, change), torch.randn(3 - batch, 3, *SIZE)
+    assert_close(odd(monkeypatch, network, lambda module: module, batch)(images), network(images))
 
 
 @pytest.mark.gpu
