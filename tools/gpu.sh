@@ -14,7 +14,7 @@
 #   triton     the Triton backend: its op tests, and tune() on two shapes
 #   profile    Nsight Compute on one launch of each kernel, and the compiler's report of resources
 #
-#   OUT        folder for summary.txt and a log of each step (gpu-results)
+#   OUT        folder for summary.txt, a log of each step and a copy of the benchmarks' result file (gpu-results)
 #   PYTHON     the interpreter, with torch, torchvision and the tests' packages (python3); what it lacks is printed first
 #   LIMIT      seconds for everything together (0: no limit); each step has a limit of its own
 #   WORKERS    processes for the op tests (half of the cores, at most 8), if pytest-xdist is installed; 1 if a GPU is in
@@ -22,10 +22,10 @@
 #   NETWORKS   what "networks" runs, in this order, such as "ResNet50-1 VGG16-32" (all networks with all batches)
 #   WITHOUT_GPU=1  continue although torch sees no GPU: to try this script
 #
-# If a step fails or runs out of time, that is noted and the next one starts. Benchmarks are kept case by case in
-# benches/results. By the steps' limits "build test", "ops report" and "networks report" take at most 16, 10 and 22
-# minutes. If you have less time, set LIMIT, and run the networks in parts with NETWORKS. The exit status is the number of
-# failed steps.
+# If a step fails or runs out of time, that is noted, with the tests that failed by then, and the next one starts.
+# Benchmarks are kept case by case in benches/results. By the steps' limits "build test", "ops report" and "networks
+# report" take at most 16, 10 and 22 minutes. If you have less time, set LIMIT, and run the networks in parts with
+# NETWORKS. The exit status is the number of failed steps.
 #
 # If the machine has no C++ compiler, build on another Linux machine on x86-64 that has the CUDA toolkit:
 #   FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace
@@ -71,6 +71,7 @@ command -v "$PYTHON" >/dev/null || refuse "PYTHON: there is no program $PYTHON"
 OUT=$(mkdir -p "${OUT:-gpu-results}" && cd "${OUT:-gpu-results}" && pwd) || exit 99
 FAILED=0
 SECONDS=0 # bash increments it
+BEGAN=$(date +%s)
 
 export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 # nothing may use the network
@@ -100,7 +101,8 @@ step() {
     fi
     [ "$limit" -le "$left" ] || limit=$left
   fi
-  timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1
+  # ended by Ctrl-C, because pytest then reports what has failed so far
+  timeout --signal=INT --kill-after=20 "$limit" "$@" >"$log" 2>&1
   code=$?
   case $code in
     0) say "ok    $name ($((SECONDS - began)) s)" ;;
@@ -133,6 +135,8 @@ benchmark() {
   local name=$1 limit=$2
   shift 2
   step "$name" "$limit" "$PYTHON" -m pytest -p no:cacheprovider -q --tb=short -rfE -m gpu --keep benches/results "$@"
+  # the machine may be gone before anybody looks into its working tree
+  find benches/results -maxdepth 1 -name '*.json' -newermt "@$BEGAN" -exec cp {} "$OUT" \;
 }
 
 # ---------------------------------------------------------------------------------------------------- stages

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,13 @@ def install(folder: Path, programs: Mapping[str, str]) -> Path:
     return folder
 
 
-def run(folder: Path, *stages: str, installed: Mapping[str, str] = PROGRAMS, **variables: str) -> Run:
+def run(
+    folder: Path,
+    *stages: str,
+    installed: Mapping[str, str] = PROGRAMS,
+    script: Path = ROOT / "tools/gpu.sh",
+    **variables: str,
+) -> Run:
     programs, calls = install(folder / "programs", installed), folder / "calls"
     environment = {
         "PATH": f"{programs}:{os.environ['PATH']}",
@@ -52,7 +60,7 @@ def run(folder: Path, *stages: str, installed: Mapping[str, str] = PROGRAMS, **v
         "CALLS": str(calls),
         **variables,
     }
-    done = subprocess.run([ROOT / "tools/gpu.sh", *stages], env=environment, capture_output=True, text=True)
+    done = subprocess.run([script, *stages], env=environment, capture_output=True, text=True)
     summary = folder / "out/summary.txt"
     return Run(
         done.returncode,
@@ -94,6 +102,33 @@ def test_a_test_that_hangs_is_logged(tmp_path: Path) -> None:
     call = run(tmp_path, "test").call("tests/cuda/test_cuda.py")
     dumps, ends = (int(n) for n in re.findall(r"(?:faulthandler_|--)timeout=(\d+)", call))
     assert dumps < ends < 120
+
+
+@pytest.mark.slow
+def test_the_tests_that_failed_before_a_step_ran_out_of_time_are_reported(tmp_path: Path) -> None:
+    """pytest reports them at Ctrl-C, but not at SIGTERM."""
+    (tmp_path / "test_it.py").write_text(
+        "import time\ndef test_wrong(): assert 1 == 2\ndef test_long(): time.sleep(60)\n"
+    )
+    pytest_here = f"""#!/bin/sh
+case "$*" in *test_cuda.py*) exec {sys.executable} -m pytest -q -p no:cacheprovider -rfE {tmp_path} ;; esac
+"""
+    done = run(tmp_path, "test", installed={**PROGRAMS, "python": pytest_here}, LIMIT="15")
+    assert "TIME  test_cuda (over 15 s)" in done.summary
+    assert re.search(r"FAILED \S*test_it.py::test_wrong", done.summary)
+
+
+def test_results_of_benchmarks_are_copied(tmp_path: Path) -> None:
+    """The folder OUT may be all that is left of the machine."""
+    results, script = tmp_path / "benches/results", tmp_path / "tools/gpu.sh"
+    results.mkdir(parents=True)
+    (results / "older.json").write_text("{}")
+    os.utime(results / "older.json", (0, 0))
+    script.parent.mkdir()
+    shutil.copy(ROOT / "tools/gpu.sh", script)
+    python = f'{PROGRAM}case "$*" in *bench_ops.py*) echo "{{}}" > benches/results/gpu.json ;; esac\n'
+    run(tmp_path, "ops", installed={**PROGRAMS, "python": python}, script=script)
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["gpu.json"]
 
 
 def test_sanitizers_check_our_kernels_only(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Compiled:
             file.write(self.kernel.asm["cubin"])
             file.flush()
             command = [TOOLS / tool, option, file.name]
-            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def compile_launch(kernel: Any, launch: Launch, arch: int) -> Compiled:

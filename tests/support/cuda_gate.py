@@ -105,7 +105,7 @@ def tool(name: str) -> str:
 
 def nvcc_version() -> str:
     """For example 13.0."""
-    text = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([find_nvcc(), "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
     match = re.search(r"release (\d+\.\d+)", text)
     assert match is not None
     return match[1]
@@ -130,7 +130,7 @@ def _machine_code(cubin: Path) -> dict[str, list[machine_code.Instruction]]:
     command = [tool("cuobjdump"), "-sass", str(cubin)]
     environment = {**os.environ, "PATH": path}
     return machine_code.functions(
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     )
 
 

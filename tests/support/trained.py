@@ -89,7 +89,7 @@ def run_in_processes(count, folder, device="cpu"):
     path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, *torchrun, *program]
-    subprocess.run(command, check=True, env=environment, timeout=600, capture_output=True)
+    subprocess.run(command, check=True, env=environment, timeout=600)
 
 
 if __name__ == "__main__":

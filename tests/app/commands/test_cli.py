@@ -220,7 +220,7 @@ def test_a_dash_is_standard_input_and_output(tmp_path, weights, photo_file):
 
     def piped(data, command, *options):
         words = [sys.executable, "-m", "wae", command, "-", "-o", "-", "--weights", str(weights), *options]
-        return subprocess.run(words, input=data, capture_output=True, check=True, cwd=tmp_path).stdout
+        return subprocess.run(words, input=data, stdout=subprocess.PIPE, check=True, cwd=tmp_path).stdout
 
     image = piped(piped(photo_file.read_bytes(), "encode"), "decode")
     assert decoded(tmp_path, weights, photo_file, "out.png") == np.inf

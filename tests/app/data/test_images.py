@@ -260,7 +260,7 @@ def test_peak_memory_per_pixel_is_bounded(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     paths += [tmp_path / "grey.png", tmp_path / "one.png"]
     printed = subprocess.run(
-        [sys.executable, "-c", PEAK, tmp_path / "small.png", *paths], check=True, capture_output=True
+        [sys.executable, "-c", PEAK, tmp_path / "small.png", *paths], check=True, stdout=subprocess.PIPE
     ).stdout
     peaks = {path.name: float(line) for path, line in zip(paths, printed.split(), strict=True)}
     assert all(peak <= BYTES_PER_PIXEL for peak in peaks.values()), peaks
