@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import WAEClassifier
 from wae.models.network import WAENetwork
-from wae.models.segmentation.segmenter import WAESegmenter, pixel_scores
+from wae.models.segmentation.segmenter import WAESegmenter, doubled, pixel_scores
 from wae_kernels.reference import normalize_image
 
 from .losses import cross_entropy, mimic_loss, transform_loss
@@ -71,7 +71,9 @@ class Objective(nn.Module):
         losses = self._with_others(self._classification(scores, images, labels), others, labels)
         loss = losses.pop("loss")
         if stage.low_weight:
-            losses["low cross entropy"] = self._cross_entropy(_of_size(low_scores, labels), labels)
+            if labels.dim() > 1:
+                low_scores = doubled(low_scores, labels.shape[1:])
+            losses["low cross entropy"] = self._cross_entropy(low_scores, labels)
             loss = loss + stage.low_weight * losses["low cross entropy"]
         if transform:
             loss = loss + stage.transform_weight * transform["transform"]

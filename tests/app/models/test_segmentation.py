@@ -94,6 +94,13 @@ def test_half_resolution_averages_pixels_and_upsamples_bilinearly() -> None:
     torch.testing.assert_close(HalfResolutionSegmenter(nn.Identity())(image), expected)
 
 
+def test_half_resolution_is_not_stretched_at_an_odd_edge() -> None:
+    """All of the scores were scaled to the image's size, which moved those at the far edge by a pixel."""
+    ramp = torch.arange(9.0).expand(1, 3, 1, 9)
+    scores = HalfResolutionSegmenter(nn.Identity())(ramp)
+    torch.testing.assert_close(scores[..., 1:-2], ramp[..., 1:-2])
+
+
 def test_enet_has_less_dropout_in_its_first_stage() -> None:
     """Paszke et al. 2016: 0.01 before bottleneck 2.0, and 0.1 from there on."""
     found = [module.p for module in ENet(5).modules() if isinstance(module, nn.Dropout2d)]

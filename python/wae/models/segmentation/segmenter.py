@@ -53,6 +53,16 @@ def pixel_scores(network: nn.Module, image: Tensor) -> Tensor:
     return scores
 
 
+def doubled(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """``scores`` at half the resolution, upsampled bilinearly to an image of ``size``, (H, W).
+
+    If a side is odd, the last pixel of ``scores`` is for one of the image, not two, so the second is cut off.
+    """
+    height, width = scores.shape[2:]
+    twice = F.interpolate(scores, [2 * height, 2 * width], mode="bilinear", align_corners=False)
+    return twice[:, :, : size[0], : size[1]]
+
+
 class LightBody(nn.Sequential):
     """Two 3 x 3 convolutions with BatchNorm and ReLU: (N, 3, h, w) to (N, 16, h, w)."""
 
@@ -266,6 +276,4 @@ class HalfResolutionSegmenter(FullResolution):
     def forward(self, image: Tensor) -> Tensor:
         """The scores, (N, classes, H, W), of ``image``: (N, 3, H, W), uint8 or floating point."""
         half = F.avg_pool2d(self._normalized(image), 2, ceil_mode=True)
-        return F.interpolate(
-            pixel_scores(self.network, half), image.shape[2:], mode="bilinear", align_corners=False
-        )
+        return doubled(pixel_scores(self.network, half), image.shape[2:])
