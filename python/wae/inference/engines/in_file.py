@@ -53,6 +53,7 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
             value.const_value = None  # onnxscript's global rules keep the last graph alive, weights included
         if dynamic:
             _name_batch(proto)
+        _pad_before_average_pools(proto)
         return proto
     finally:
         logger.setLevel(level)
@@ -67,6 +68,38 @@ def _name_batch(proto: Any) -> None:
     for dim in dims:
         if dim.HasField("dim_param"):
             dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, dim.dim_param)
+
+
+def _pad_before_average_pools(proto: Any) -> None:
+    """Give average pools that round up and count the padding (``count_include_pad``) a padding of their own.
+
+    PyTorch counts the padding, but nothing that the last window covers beyond it. OpenVINO, and ONNX Runtime
+    in int8, count that too, which makes the last row and column too small.
+    """
+    import onnx
+
+    graph = proto.graph
+    sides = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[2:]]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    for place, node in reversed(list(enumerate(graph.node))):
+        has = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        if node.op_type != "AveragePool" or not (has.get("ceil_mode") and has.get("count_include_pad")):
+            continue
+        source, (result,) = node.input[0], node.output
+        before, after = (part.tolist() for part in torch.tensor(has["pads"]).chunk(2))
+        windows = zip(sides[result], has["strides"], has["kernel_shape"], sides[source], strict=True)
+        beyond = [(count - 1) * stride + kernel - side for count, stride, kernel, side in windows]
+        # never more than the last window covers: then another one would begin in the padding
+        after = [min(pad, last - first) for pad, last, first in zip(after, beyond, before, strict=True)]
+        pads = torch.tensor([0, 0, *before, 0, 0, *after])
+        padded = f"{result}_padded" if pads.any() else source
+        pool = {name: has[name] for name in ("ceil_mode", "kernel_shape", "strides")}
+        node.CopyFrom(onnx.helper.make_node("AveragePool", [padded], [result], node.name, **pool))
+        if pads.any():
+            graph.initializer.append(onnx.numpy_helper.from_array(pads.numpy(), f"{result}_pads"))
+            graph.node.insert(place, onnx.helper.make_node("Pad", [source, f"{result}_pads"], [padded]))
 
 
 class InFile(Prepared):

@@ -28,6 +28,39 @@ def test_no_tensor_keeps_the_weights_of_a_network_in_a_file(engine):
     assert not [x for x in tensors if x.device.type == "cpu" and x.numel() == size]
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("kernel", "padding"), [(2, 0), (2, 1), (3, 1)])
+def test_average_pools_that_round_up(engine, kernel, padding):
+    """OpenVINO also counted what the last window covers beyond the padding."""
+    needs(engine)
+    pool = nn.AvgPool2d(kernel, 2, padding, ceil_mode=True).eval()
+    for size in ((8, 9), (9, 8)):
+        images = torch.rand(2, 3, *size)
+        run = ENGINES[engine].make(pool, [images]).for_batch(2)
+        torch.testing.assert_close(run(images), pool(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_average_pools_that_round_up_in_int8(engine):
+    """ONNX Runtime halved the last row and column."""
+    if reason := ENGINES[engine].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    pool = nn.AvgPool2d(2, ceil_mode=True)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), pool, nn.Conv2d(4, 3, 1)).eval()
+    images = torch.rand(24, 3, 9, 11)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("warnings.filters", [])  # about the libraries' own parts
+        deployed = deploy(
+            network, images.shape[2:], 2, engine, precision="int8", calibration=images,
+            calibration_images=12, max_drop=None,
+        )  # fmt: skip
+    with torch.no_grad():
+        expected = network(images)
+    assert (deployed(images[:2]) - expected[:2]).abs().max() < 0.05 * expected.abs().max()
+
+
 @pytest.mark.parametrize("engine", [name for name in ENGINES if ENGINES[name].foreign])
 def test_no_temporary_folder_is_left(engine, tmp_path, monkeypatch):
     needs(engine)
