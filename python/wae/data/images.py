@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from wae.errors import WaeError
 from wae.wording import reason
 
+_Number = TypeVar("_Number", np.uint8, np.int32)
 _Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -51,6 +52,7 @@ _SCALED = {"L;2": 85, "L;4": 17}  # the factors by which Pillow scales 2-bit and
 _STRIP = 1 << 20  # pixels that are converted at a time
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_BITS, _PHOTOMETRIC = 0x0102, 0x0106  # TIFF tags
 # For each orientation: whether to exchange rows and columns, then to reverse the rows, then the columns.
 _TURNS = {
     2: (False, False, True),
@@ -87,7 +89,8 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | No
 
     Raises:
         ImageError: the file is missing, not a regular file, not an image, damaged or truncated, too large or
-            too elongated, or holds 32-bit values of unknown range.
+            too elongated, or holds 32-bit values of unknown range, 12-bit grey, or 16-bit grey whose zero is
+            white.
     """
     with _named(path):
         _check_regular(path)
@@ -105,19 +108,20 @@ def decode_image(
 def of_pillow(image: Image.Image) -> Tensor:
     """As :func:`read_image`, for an image that Pillow opened or created.
 
-    Raises ImageError if it holds 32-bit values of unknown range.
+    Raises ImageError if it holds values of unknown range: see :func:`read_image`.
     """
     if fitting := _fitting_transparency(image):
         image = image.copy()  # so that the caller's image is not changed
         image.info.update(fitting)
+    _check_grey(image)
     pixels = np.broadcast_to(_to_rgb(image, image.format), (image.height, image.width, 3))
-    if (orientation := _orientation(image)) in _TURNS:
-        pixels = _turned(pixels, *_TURNS[orientation])
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(_upright(pixels, _orientation(image)))).permute(2, 0, 1)
 
 
 def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The numbers stored in a PNG, (H, W) int32, 0..65535; for a palette image, the palette indices.
+
+    EXIF orientation is applied, as it is to the image that the numbers belong to.
 
     Args:
         path: a regular file, up to 16-bit grey or with a palette.
@@ -136,7 +140,8 @@ def read_numbers(path: Path | str, max_pixels: int = MAX_PIXELS) -> Tensor:
                     f"need a PNG of numbers, grey or with a palette; this one has mode {image.mode}"
                 )
             image.load()
-            return torch.from_numpy(np.asarray(image).astype(np.int32) // scaled)
+            numbers = np.asarray(image).astype(np.int32) // scaled
+            return torch.from_numpy(_upright(numbers, _orientation(image)))
 
 
 def check_length(height: int, width: int, longest: int = LONGEST) -> None:
@@ -190,10 +195,7 @@ def _opened(
 
 def _read(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None) -> Tensor:
     """See :func:`read_image`."""
-    pixels, orientation = _stored(file, max_pixels, longest)
-    if orientation in _TURNS:
-        pixels = _turned(pixels, *_TURNS[orientation])
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(_upright(*_stored(file, max_pixels, longest))).permute(2, 0, 1)
 
 
 def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None) -> tuple[_Pixels, int]:
@@ -202,6 +204,7 @@ def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None)
         if longest is not None:
             check_length(image.height, image.width, longest)
         if image.format == "TIFF":
+            _check_grey(image)
             _silence_libtiff()
         image.info.update(_fitting_transparency(image))
         image.load()
@@ -221,14 +224,28 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _turned(pixels: _Pixels, exchanged: bool, rows: bool, columns: bool) -> _Pixels:
+def _upright(
+    pixels: np.ndarray[Any, np.dtype[_Number]], orientation: int
+) -> np.ndarray[Any, np.dtype[_Number]]:
+    """``pixels``, (H, W, ...), turned as their EXIF orientation says."""
+    exchanged, rows, columns = _TURNS.get(orientation, (False, False, False))
     if exchanged:
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if rows:
         pixels = pixels[::-1]
     if columns:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def _check_grey(image: Any) -> None:
+    """Raise ImageError for grey TIFFs of more than 8 bits that Pillow neither scales nor inverts."""
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16") and (tags.get(_BITS) == (12,) or tags.get(_PHOTOMETRIC) == 0):
+        raise ImageError(
+            "grey of 12 bits, or of 16 bits whose zero is white, is not supported; convert the image to 8 "
+            "bits, or to 16 bits whose zero is black, first"
+        )
 
 
 def _fitting_transparency(image: Any) -> dict[str, Any]:

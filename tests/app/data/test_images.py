@@ -87,6 +87,19 @@ def test_big_endian_16_bit_grey(tmp_path):
     assert pixels(read_image(tmp_path / "a.tiff"))[0, :, 0].tolist() == [0, 1, 100]
 
 
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0)])
+def test_grey_that_pillow_would_misread_is_refused(tmp_path, bits, photometric, opened):
+    """12 bits were read as nearly black, and 16 bits whose zero is white as a negative."""
+    path = tmp_path / "a.tiff"
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: bits // 4}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    stored = struct.pack("<HHI", 0x4949, 42, 12) + bytes(4) + struct.pack("<H", len(tags)) + entries
+    path.write_bytes(stored + bytes(4))
+    with Image.open(path) as image, pytest.raises(ImageError, match="grey of 12 bits, or of 16 bits whose"):
+        of_pillow(image) if opened else read_image(path)
+
+
 def test_16_bit_colours_keep_the_upper_8_bits(tmp_path):
     samples = np.array([[[0x1234, 0xABCD, 0xFFFF]]], dtype=">u2")
     (tmp_path / "a.png").write_bytes(png(1, 1, 16, 2, [samples.tobytes()]))

@@ -262,6 +262,14 @@ def _grey_png(numbers, bits):
     return png(width, height, bits, 0, [row.tobytes() for row in packed])
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_are_turned_as_their_image_is(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)).save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(read_numbers(tmp_path / "a.png"), read_image(tmp_path / "a.png")[0].int())
+
+
 def test_16_bit_labels_are_read_as_numbers(scenes):
     names = [f"class {number}" for number in range(1001)]
     (scenes / "classes.txt").write_text("\n".join(names))
