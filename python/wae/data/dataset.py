@@ -106,7 +106,7 @@ def sample(data: Dataset, count: int) -> tuple[Tensor, Tensor]:
         found.append(data.batch(numbers, 0))
         if sum(len(images) for images, _ in found) >= count:
             break
-    readable = [batch for batch in found if len(batch[0])]  # an empty one has no shape of labels
+    readable = [batch for batch in found if len(batch[0])]
     if not readable:
         where = getattr(data, "folder", None) or "data"
         raise DatasetError(f"{where}: none of the {len(data)} images tried can be read{_first_failure(data)}")

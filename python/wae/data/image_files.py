@@ -38,6 +38,11 @@ class ImageFiles(ABC):
     labels: tuple[str, ...]
     """The names of the classes."""
 
+    @property
+    def shape_of_labels(self) -> tuple[int, ...]:
+        """The shape of a sample's label, which is a number, or of its labels, one for each pixel."""
+        return ()
+
     def __init__(
         self,
         input: Input,
@@ -60,7 +65,7 @@ class ImageFiles(ABC):
         """The image, (3, H, W) uint8, and its int64 label or labels."""
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
-        """See :meth:`Dataset.batch`. It is empty, (0, 3, H, W) and (0,), if all files are left out.
+        """See :meth:`Dataset.batch`. It is empty, with the same shapes otherwise, if all files are left out.
 
         Raises ImageError if a file cannot be used and ``on_corrupt`` is "error".
         """
@@ -74,7 +79,7 @@ class ImageFiles(ABC):
         samples = [sample for sample in tried if not isinstance(sample, str)]
         if not samples:
             none = torch.empty(0, 3, *self.shape, dtype=torch.uint8)
-            return none, torch.empty(0, dtype=torch.int64), failed
+            return none, torch.empty(0, *self.shape_of_labels, dtype=torch.int64), failed
         images, targets = (torch.stack(part) for part in zip(*samples, strict=True))
         return images, targets, failed
 

@@ -81,6 +81,11 @@ class SegmentationFolder(ImageFiles):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def shape_of_labels(self) -> tuple[int, ...]:
+        """See :class:`wae.data.image_files.ImageFiles`."""
+        return self.shape
+
     def numbers(self) -> list[int]:
         """The number that each of ``labels`` has in the files."""
         return [int((self._table == index).nonzero()) for index in range(len(self.labels))]
