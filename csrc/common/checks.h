@@ -243,7 +243,8 @@ class Checker {
       fail("be a dense tensor", layout_name(static_cast<Layout>(layout)));
     const auto sizes = tensor.sizes();
     check_sizes({sizes.data(), sizes.size()});
-    if (dtype_number(tensor) != decided_number()) check_dtype(tensor);
+    const int32_t dtype = dtype_number(tensor);
+    if (dtype != decided_number()) check_dtype(tensor);
     const DeviceNumber device = device_number(tensor);
     if (first_ == nullptr) {
       first_ = &tensor;
@@ -252,7 +253,25 @@ class Checker {
     } else if (device != first_device_) {
       fail(std::string("be on ") + first_name_ + "'s device " + device_name(*first_), device_name(tensor));
     }
+    check_memory(tensor, {sizes.data(), sizes.size()}, dtype);
     ++row_;
+  }
+
+  // Memory may be freed under a tensor: sharding and offloading do it with untyped_storage().resize_(0). PyTorch's
+  // convolutions refuse such tensors too, so the reference needs no check of its own.
+  void check_memory(const Tensor& tensor, std::span<const int64_t> sizes, int32_t dtype) const {
+    int64_t* strides = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));
+    int64_t end = tensor.storage_offset() + 1, bytes = 0;
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      if (sizes[i] == 0) return;
+      end += (sizes[i] - 1) * strides[i];
+    }
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+    const int64_t needed = end * static_cast<int64_t>(aoti_torch_dtype_element_size(dtype));
+    if (needed > bytes) {
+      fail("have " + std::to_string(needed) + " bytes of memory", std::to_string(bytes));
+    }
   }
 
   // torch's number of the dtype that a tensor of this row must have, if earlier arguments have fixed it.

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CLASSES, FEATURES, MAIN_CELLS, OPS, Cell, arguments_of, as_tuple, names_of
+from cases import CLASSES, FEATURES, MAIN_CELLS, OPS, Cell, arguments_of, as_tuple, names_of, needs_library
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -79,7 +79,9 @@ def by_triton(op: str, values: list[Any]) -> Any:
 
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-REAL: list[Way] = [by_reference, *(by(cell.name) for cell in MAIN_CELLS if not cell.why_not)]
+CHECKED: list[Way] = [by(cell.name) for cell in MAIN_CELLS if not cell.why_not]
+"""The ways through the compiled library, if there is one."""
+REAL: list[Way] = [by_reference, *CHECKED]
 """The ways to call with tensors that have data."""
 if INTERPRETED:
     REAL.append(by_triton)
@@ -430,6 +432,33 @@ def test_other_layouts() -> None:
     check("encode", image, "image must be a dense tensor, got torch._mkldnn", REAL)
     weight = {"conv2_bias": lambda t: torch.zeros(4, 4).to_sparse_csr()}
     check("encode", weight, "conv2_bias must be a dense tensor, got torch.sparse_csr", REAL)
+
+
+@needs_library
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_a_tensor_without_its_memory(op: str, name: str) -> None:
+    """Sharding libraries free a tensor's memory but keep the tensor. The kernels once read at address 0."""
+
+    def emptied(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        tensor.untyped_storage().resize_(0)
+        return tensor
+
+    needed = dict(zip(names_of(op), arguments(op), strict=True))[name].nbytes
+    check(op, {name: emptied}, f"{name} must have {needed} bytes of memory, got 0", CHECKED)
+
+
+@needs_library
+def test_a_view_that_reaches_beyond_its_memory() -> None:
+    def shortened(image: Tensor) -> Tensor:
+        view = torch.cat([image, image])[1::2]
+        view.untyped_storage().resize_(needed - 1)
+        return view
+
+    needed = 2 * arguments("encode")[0].nbytes
+    check(
+        "encode", {"image": shortened}, f"image must have {needed} bytes of memory, got {needed - 1}", CHECKED
+    )
 
 
 # ------------------------------------------------------- failures of allocation, of the reference, of torch
