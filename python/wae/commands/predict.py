@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -264,11 +264,17 @@ def _no_images(sources: Sequence[Path], left_out: object) -> shared.Failure:
     return shared.Failure(f"no images found in {', '.join(map(str, sources))}{why}")
 
 
-def _check_maps(folder: Path, sources: Iterable[Path]) -> None:
-    """Raise Failure if ``folder`` is inside a source: its files would be taken for images to predict."""
+def _check_maps(folder: Path, sources: Sequence[Path]) -> None:
+    """Raise Failure if maps in ``folder`` would be taken for images to predict, or could replace those."""
+    from wae.inference.maps import KINDS
+
+    written = [(folder / kind).resolve() for kind in KINDS]
     for source in sources:
         if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
             raise shared.Failure(f"--maps: {folder} is inside {source}, which is searched for images")
+    for place in {source if source.is_dir() else source.parent for source in sources}:
+        if any(place.resolve().is_relative_to(kind) for kind in written):
+            raise shared.Failure(f"--maps: {place}, whose images are read, is where the maps in {folder} go")
 
 
 @contextmanager

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from wae.data.images import LONGEST, MAX_PIXELS, read_image
 from wae.data.input import Input, prepare
-from wae.storage.files import written
+from wae.storage.files import refuse_existing, written
+
+KINDS = ("labels", "overlays")
+"""The folders into which the maps are written."""
 
 _IN_A_PALETTE = 256  # the most classes
 _TURN = 0.618034  # of the colour circle from one class to the next: the golden ratio keeps the hues apart
@@ -23,9 +26,9 @@ _TURN = 0.618034  # of the colour circle from one class to the next: the golden 
 class Maps:
     """Writes ``labels/NAME.png`` and ``overlays/NAME.png`` for each image into a folder.
 
-    ``labels`` holds class numbers, as the labels of a data set do: an 8-bit PNG with a palette of the
-    classes' colours for up to 256 classes, else a 16-bit PNG. NAME is the image's path within the source
-    where it was found, without its extension.
+    ``labels`` holds the numbers that the network has for the classes, in the format of a data set's labels:
+    an 8-bit PNG with a palette of the classes' colours for up to 256 classes, else a 16-bit PNG. NAME is the
+    image's path within the source where it was found, without its extension.
 
     Args:
         folder: the folder to write into; it is made if it is missing.
@@ -59,26 +62,27 @@ class Maps:
         Raises:
             ImageError: the image cannot be read.
             FileExistsError: one of the files exists and ``force`` is false, or another image of this run has
-                the same NAME.
+                the same NAME. Neither file is written then.
         """
         name = self._name(path)
-        force = self._force and name not in self._written
+        if name in self._written:
+            raise FileExistsError(f"{name} is the name of the maps of another image, too")
         self._written.add(name)
+        for kind in KINDS:
+            refuse_existing(self._folder / kind / name, self._force)
         image = read_image(path, self._max_pixels, LONGEST)
         if not self._input.is_whole:
             image = prepare(image, self._input)
         classes = at_size(scores, image.shape[1:])
         palette = colours(len(scores))
-        for kind, picture in (
-            ("labels", _numbers(classes, palette)),
-            ("overlays", Image.fromarray(_overlay(image, palette[classes.long()]))),
-        ):
-            with written(self._folder / kind / name, force, tidy=False) as file:  # not once for each image
+        overlay = Image.fromarray(_overlay(image, palette[classes.long()]))
+        for kind, picture in zip(KINDS, (_numbers(classes, palette), overlay), strict=True):
+            with written(self._folder / kind / name, self._force, tidy=False) as file:  # not for each image
                 picture.save(file, "PNG")
 
     def _name(self, path: Path) -> Path:
         for source in self._sources:
-            if path.is_relative_to(source):
+            if path.is_relative_to(source) and ".." not in path.relative_to(source).parts:
                 return path.relative_to(source).with_suffix(".png")
         return Path(path.name).with_suffix(".png")
 

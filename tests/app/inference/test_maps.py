@@ -95,8 +95,22 @@ def test_a_file_is_replaced_only_by_force(tmp_path: Path) -> None:
             refusing.write(second, torch.zeros(2, 16, 24))
     forced = Maps(tmp_path / "out", [first, second], INPUT, force=True)
     forced.write(second, torch.zeros(2, 16, 24))
-    with pytest.raises(FileExistsError, match=r"a\.png"):  # written by the same run
-        forced.write(first, torch.zeros(2, 16, 24))
+    with pytest.raises(FileExistsError, match=r"^a\.png is the name of the maps of another image, too$"):
+        forced.write(first, torch.zeros(2, 16, 24))  # the message said that --force replaces the file
+    (tmp_path / "out" / "labels" / "a.png").unlink()
+    with pytest.raises(FileExistsError, match=r"overlays/a\.png exists"):
+        Maps(tmp_path / "out", [first], INPUT).write(first, torch.zeros(2, 16, 24))
+    assert not list((tmp_path / "out" / "labels").iterdir())
+
+
+def test_maps_stay_in_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``../a.png`` is relative to ``.``, for pathlib, so the maps went to ``out/a.png``."""
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    save_image(Path("../a.png"))
+    Maps(tmp_path / "out", [Path(), Path("../a.png")], INPUT).write(Path("../a.png"), torch.zeros(2, 16, 24))
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["a.png"] * 2
+    assert (tmp_path / "out" / "labels" / "a.png").exists()
 
 
 def test_writing_a_map_takes_no_longer_for_more_files(
@@ -156,3 +170,8 @@ def test_wrong_usage_of_maps_is_refused(
     assert run(tmp_path / "in", "--weights", checkpoint, "--maps", tmp_path / "in" / "out") == 1
     assert "is in" in capsys.readouterr().err
     assert not (tmp_path / "in" / "out").exists()
+    for source in (save_image(tmp_path / "out" / "labels" / "a.png"), tmp_path / "out" / "labels"):
+        before = (tmp_path / "out" / "labels" / "a.png").read_bytes()
+        assert run(source, "--weights", checkpoint, "--maps", tmp_path / "out", "--force") == 1
+        assert "is where the maps" in capsys.readouterr().err
+        assert (tmp_path / "out" / "labels" / "a.png").read_bytes() == before
