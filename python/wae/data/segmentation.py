@@ -32,6 +32,7 @@ CLASSES = "classes.txt"
 _PARTS = ("train", "val", "test")
 _NEVER = 255  # the number that is not counted, unless a class has it
 _UNKNOWN = -1
+_NAMED = 10  # classes in a line
 _NUMBERS = 2**16  # the numbers that a PNG can hold
 _CUT = (0.5, 1.0)  # the share of the image that an augmented one shows
 _STRETCH = 0.9  # the largest change of its aspect ratio, as a factor
@@ -75,6 +76,7 @@ class SegmentationFolder(ImageFiles):
         self.samples = list(samples)
         self.labels = tuple(name for name in classes if not _is_bracketed(name))
         self._table = _table(classes)
+        self._shares: Tensor | None = None
         self._kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
         self._crop = _random_crop(*input.shape) if augment else None
 
@@ -97,7 +99,7 @@ class SegmentationFolder(ImageFiles):
         other._table = self._table.clone()
         other._table[counted] = torch.tensor(numbers)[self._table[counted]]
         other.labels = permuted(self.labels, numbers)
-        other._kept = None if self._kept is None else {}
+        other._shares, other._kept = None, None if self._kept is None else {}
         return other
 
     def plain(self) -> SegmentationFolder:
@@ -110,14 +112,33 @@ class SegmentationFolder(ImageFiles):
         """A data set of the samples at ``indices``, in that order."""
         other = copy.copy(self)
         other.samples = [self.samples[index] for index in indices]
-        other._kept = None if self._kept is None else {}
+        other._shares, other._kept = None, None if self._kept is None else {}
         return other
 
     def shares(self) -> Tensor:
-        """The share of each class among all counted pixels, (classes,) float64. Reads every label file once.
+        """The share of each class among all counted pixels, (classes,) float64.
 
-        Raises DatasetError if no pixel is counted, and otherwise as :meth:`batch` does.
+        The first call reads every label file. Raises DatasetError if no pixel is counted, and otherwise as
+        :meth:`batch` does.
         """
+        if self._shares is None:
+            self._shares = self._counted()
+        return self._shares
+
+    def missing(self) -> str:
+        """One line on the classes that have no pixel; empty if all have some. See :meth:`shares`.
+
+        Masks of 0 and 255, for example, have no pixel of the second class.
+        """
+        every = zip(self.labels, self.numbers(), self.shares().tolist(), strict=True)
+        names = [f"{name} ({number})" for name, number, share in every if not share]
+        if not names:
+            return ""
+        more = ", ..." if len(names) > _NAMED else ""
+        never = "; pixels of 255 do not count" if self._table[_NEVER] == NOT_COUNTED else ""
+        return f"{self.folder}: no label has a pixel of {', '.join(names[:_NAMED])}{more}{never}"
+
+    def _counted(self) -> Tensor:
         counts = torch.zeros(len(self.labels), dtype=torch.float64)
         for index in range(len(self)):
             try:

@@ -25,6 +25,7 @@ from wae.data.dataset import Dataset, InMemory, sample
 from wae.data.image_files import ImageFiles, OnCorrupt, left_out_of
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
+from wae.data.segmentation import SegmentationFolder
 from wae.models.baselines import FullResolution
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, build
@@ -119,6 +120,8 @@ class Session:
             sets = self._in_order_of_weights(self._sets(console), console)
             plan, model = self._model(sets[0], resumes)
             self._check_kinds(plan, sets[0])
+            if isinstance(sets[0], SegmentationFolder) and any(stage.class_balance for stage in plan.stages):
+                _note(console, sets[0].missing())
             if isinstance(model, WAENetwork):
                 _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
             images, _ = sample(sets[1], _IMAGES)

@@ -164,7 +164,17 @@ def test_class_shares_leave_out_pixels_that_are_not_counted(scenes):
         small(scenes).shares()
     numbers[20, :4], numbers[21, :12] = 0, 2
     relabel(scenes, numbers, 5)
-    assert small(scenes).shares().tolist() == [0.25, 0, 0.75]
+    data = small(scenes)
+    assert data.shares().tolist() == [0.25, 0, 0.75]
+    assert data.renumbered([1, 2, 0]).shares().tolist() == [0.75, 0.25, 0]
+    path = data.folder
+    assert data.missing() == f"{path}: no label has a pixel of road (1); pixels of 255 do not count"
+    assert data.renumbered([1, 2, 0]).missing() == data.missing()
+    with pytest.raises(DatasetError, match="no pixel that is counted"):
+        data.subset([0]).missing()
+    numbers[22] = 1
+    relabel(scenes, numbers, 5)
+    assert not small(scenes).missing()
 
 
 def test_the_fingerprint_depends_on_files_classes_and_size(scenes, tmp_path_factory):

@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from rich.console import Console
 from scenes import TINY_PLAN, small_network, small_segmenter, write_scenes
 from torch import nn
@@ -318,6 +320,22 @@ def test_wae_train_trains_a_segmenter(scenes, tmp_path, capsys):
     line = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
     assert 0 <= line["accuracy"]["mean_iou"] <= 1
     assert cli.main([*map(str, arguments), "--resume"]) == 0
+
+
+@pytest.mark.slow
+def test_wae_train_says_which_classes_no_label_has(tmp_path, capsys):
+    """The objects in masks of 0 and 255 are not counted, so everything seemed to be right."""
+    folder = write_scenes(tmp_path / "data", (("train", 2), ("val", 1)), classes=("background", "object"))
+    for path in folder.glob("*/labels/*.png"):
+        Image.fromarray(255 * (np.asarray(Image.open(path)) > 0).astype(np.uint8)).save(path)
+    plan = Plan("enet", (replace(LABELLED, epochs=1),), batch=2)
+    (tmp_path / "one.toml").write_text(plan.as_toml())
+    command = ["train", "--data", folder, "--plan", tmp_path / "one.toml", "-o", tmp_path / "out", "--json"]
+    assert cli.main([str(argument) for argument in command]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["epochs"][0]["accuracy"]["mean_iou"] == 1
+    wanted = "train/images: no label has a pixel of object (1); pixels of 255 do not count"
+    assert wanted in printed.err.replace("\n", "")
 
 
 def test_a_classifier_is_refused_if_pixels_have_labels(scenes, tmp_path, capsys):
