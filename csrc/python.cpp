@@ -75,14 +75,14 @@ bool equal(PyObject* a, PyObject* b) {
 // Whether this is a dict and not an instance of a subclass, which might look up its items in another way.
 bool is_plain_dict(PyObject* object) { return object != nullptr && object->type == &PyDict_Type; }
 
-// Whether a layer with these variables is as its constructor made it: with this geometry, no hooks and no forward among
-// its own attributes.
+// Whether a layer with these variables is as its constructor made it: with this geometry, no hooks, and no attributes of
+// its own that hide its methods or parameters.
 bool as_made(PyObject* variables, PyObject* geometry) {
   static const auto kGeometry =
       names({"kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"});
   static const auto kHooks =
       names({"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"});
-  static const auto kForwards = names({"forward", "_conv_forward"});
+  static const auto kHiding = names({"forward", "_conv_forward", "weight", "bias"});
   for (size_t i = 0; i < kGeometry.size(); ++i) {
     PyObject* const now = PyDict_GetItemWithError(variables, kGeometry[i]);
     if (now == nullptr || !equal(now, PyTuple_GetItem(geometry, static_cast<std::ptrdiff_t>(i))))
@@ -92,7 +92,7 @@ bool as_made(PyObject* variables, PyObject* geometry) {
     PyObject* const hooks = PyDict_GetItemWithError(variables, name);
     if (hooks == nullptr || PyObject_IsTrue(hooks) != 0) return false;
   }
-  for (PyObject* name : kForwards) {
+  for (PyObject* name : kHiding) {
     if (PyDict_GetItemWithError(variables, name) != nullptr) return false;
   }
   return true;

@@ -114,6 +114,8 @@ def _plain_parameters(modules: Mapping[str, Any], layers: _Layers) -> list[Any] 
             or variables["_backward_pre_hooks"]
             or "forward" in names
             or "_conv_forward" in names
+            or "weight" in names  # hides the parameter
+            or "bias" in names
         ):
             return None
         parameters = variables["_parameters"]

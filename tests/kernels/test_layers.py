@@ -89,6 +89,11 @@ def _tensor_as_bias(layer: nn.Module) -> None:
     layer.bias = 2 * bias
 
 
+def _hidden_weight(layer: nn.Module) -> None:
+    """A tensor among the layer's own attributes, which Python finds before the parameter."""
+    vars(layer)["weight"] = 2 * layer.weight.detach()
+
+
 def _other_padding(layer: nn.Module) -> None:
     layer.padding_mode, layer._reversed_padding_repeated_twice = "reflect", [1, 1, 1, 1]
 
@@ -96,6 +101,7 @@ def _other_padding(layer: nn.Module) -> None:
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "bias no parameter": _tensor_as_bias,
+    "weight hidden": _hidden_weight,
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm": parametrizations.spectral_norm,
     "forward hook": _hooked,
@@ -407,6 +413,8 @@ ATTRIBUTES: dict[str, Callable[[nn.Module], object]] = {
     "backward pre-hook": _set("_backward_pre_hooks", {1: print}),
     "forward": _set("forward", print),
     "convolution": _set("_conv_forward", print),
+    "weight hidden": lambda layer: vars(layer).update(weight=print),
+    "bias hidden": lambda layer: vars(layer).update(bias=print),
     "no bias": _set("bias", None),
     "no weight": lambda layer: layer._parameters.pop("weight"),
     "another type": _set("__class__", Other),
@@ -543,7 +551,10 @@ def test_untouched_layers_are_fused_when_compiled() -> None:
 @pytest.mark.skipif(torch.__version__ < (2, 14), reason="older torch.compile does not guard all of these")
 @pytest.mark.parametrize(
     "change",
-    [CHANGES["pruned"], _hooked, _pre_hooked, _own_forward, _own_convolution, _without_bias, _other_padding],
+    [
+        *(CHANGES["pruned"], _hooked, _pre_hooked, _own_forward, _own_convolution),
+        *(_without_bias, _hidden_weight, _other_padding),
+    ],
 )
 def test_compiled_module_notices_changed_layers(change: Callable[[nn.Module], object]) -> None:
     encoder, image = Encoder(), torch.randn(1, 3, 8, 8)
