@@ -6,6 +6,7 @@ prediction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,22 +148,44 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
         ImageError: one side is more than :data:`wae.data.images.LONGEST` times as long as the other.
     """
     check_length(*image.shape[1:])
-    image = _scaled(image, input)
-    top, left = (round((side - cut) / 2) for side, cut in zip(image.shape[1:], input.shape, strict=True))
-    image = image[:, top : top + input.shape[0], left : left + input.shape[1]]
+    image = _centre(_scaled(image, input), input)
     if input.grayscale:
         image = luma(image)
     return 255 - image if invert else image
 
 
+def prepare_labels(labels: Tensor, input: Input) -> Tensor:
+    """The labels, ``input.shape`` int64, of the pixels of an image after :func:`prepare`.
+
+    Each is that of the pixel in the middle, which "nearest-exact" takes; "nearest" takes one up to half a
+    pixel away.
+
+    Args:
+        labels: one for each pixel of the image, (H, W) int64, below 2^24.
+        input: how the image is scaled and cropped.
+    """
+    size = _scaled_size(labels.shape, input)
+    scaled = F.interpolate(labels[None, None].float(), size, mode="nearest-exact")
+    return _centre(scaled[0], input)[0].long()
+
+
 def _scaled(image: Tensor, input: Input) -> Tensor:
     """``image`` with its shorter side scaled to ``resize``; with ``squash``, both sides."""
-    shorter = min(image.shape[1:])
-    size = [input.resize * side // shorter for side in image.shape[1:]]
-    if input.squash:
-        size = [input.resize, input.width or input.resize]
-    antialias = input.interpolation != "nearest"
+    size, antialias = _scaled_size(image.shape[1:], input), input.interpolation != "nearest"
     return F.interpolate(image[None], size, mode=input.interpolation, antialias=antialias)[0]
+
+
+def _scaled_size(sides: Sequence[int], input: Input) -> list[int]:
+    """The size, (H, W), to which an image with these sides is scaled."""
+    if input.squash:
+        return [input.resize, input.width or input.resize]
+    return [input.resize * side // min(sides) for side in sides]
+
+
+def _centre(image: Tensor, input: Input) -> Tensor:
+    """The centre, ``input.shape``, of ``image``, (C, H, W)."""
+    top, left = (round((side - cut) / 2) for side, cut in zip(image.shape[1:], input.shape, strict=True))
+    return image[:, top : top + input.shape[0], left : left + input.shape[1]]
 
 
 def luma(image: Tensor) -> Tensor:

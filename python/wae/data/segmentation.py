@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 from .dataset import NOT_COUNTED, DatasetError, Draw, permuted, read_class_names, seeded
 from .image_files import ImageFiles, OnCorrupt
 from .images import LONGEST, MAX_PIXELS, ImageError, read_image, read_numbers
-from .input import MAX_SIZE, Input, prepare, whole
+from .input import MAX_SIZE, Input, prepare, prepare_labels, whole
 from .walk import LeftOut, find
 
 CLASSES = "classes.txt"
@@ -48,7 +48,7 @@ class SegmentationFolder(ImageFiles):
     Args:
         samples: the path of each image and that of its labels.
         classes: the names of the numbers in the files; those in brackets are not counted.
-        input: the size to which images (antialiased) and labels (nearest) are scaled.
+        input: how images (antialiased) and labels (nearest) are scaled, and cropped if it says so.
         augment: crop a random half to all of the image, scale it to the same size, and flip half of them;
             labels likewise.
         seed: seeds the augmentation.
@@ -169,10 +169,7 @@ class SegmentationFolder(ImageFiles):
             raise DatasetError(
                 f"{label_path}: has {h} x {w} pixels, and its image, {path}, {height} x {width}"
             )
-        scaled = (
-            prepare(image, self.input),
-            transforms.resize(label[None], list(self.shape), _NEAREST)[0],
-        )
+        scaled = prepare(image, self.input), prepare_labels(label, self.input)
         if self._kept is not None:
             self._kept[index] = scaled
         return scaled

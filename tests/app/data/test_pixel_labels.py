@@ -108,6 +108,18 @@ def test_a_scaled_label_is_that_of_the_pixel_in_the_middle(scenes):
     assert torch.equal(third, labels[:, 1::3, 1::3])
 
 
+@pytest.mark.parametrize("input", [Input(24, 30), Input(24, 24), Input(24, 30, squash=True)], ids=str)
+def test_labels_are_cropped_as_their_image_is(scenes, input):
+    """A crop had the labels of the full image: in ``wae eval`` of a checkpoint without ``input``."""
+    numbers = np.zeros((36, 48), np.uint8)
+    numbers[:, 30:] = 1
+    relabel(scenes, numbers)
+    (scenes / "train" / "images" / "00.jpg").unlink()
+    Image.fromarray(200 * numbers).save(scenes / "train" / "images" / "00.png")
+    images, labels = open_dataset(scenes, True, False, 0, input).batch([0], 0)
+    assert ((images[:, 0] > 100) == labels).all()
+
+
 def test_the_default_size_is_that_of_the_first_image(scenes):
     (scenes / "train" / "images" / "03.jpg").unlink()
     Image.new("RGB", (20, 10)).save(scenes / "train" / "images" / "03.png")
