@@ -20,8 +20,11 @@ Side = Callable[[], Calls]
 """Builds a side, which is one call for each set of inputs. The first call's results are checked."""
 
 
-class OutOfTimeError(Exception):
-    """Building a side took longer than the time that was left."""
+class OutOfTimeError(BaseException):
+    """Building a side took longer than the time that was left.
+
+    Compilers try many kernels, and go on with the next one after any ``Exception``.
+    """
 
 
 @dataclass
@@ -79,7 +82,7 @@ def prepare(
                     raise ValueError(f"wrong by {error:.2g}, more than {limits[name]:.2g}")
                 memory = device.working_memory(calls[0])
                 run, note = device.round(calls, capture)
-        except Exception as problem:  # libraries raise all kinds; the other sides are still measured
+        except (Exception, OutOfTimeError) as problem:  # libraries raise all kinds; others are timed
             ready.left_out[name] = str(problem).strip().partition("\n")[0][:200] or repr(problem)
             continue
         ready.rounds[name], ready.calls = run, len(calls)

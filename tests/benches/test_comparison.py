@@ -6,7 +6,7 @@ import gc
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
@@ -50,7 +50,9 @@ def test_a_side_that_fails_is_left_out_with_the_reason() -> None:
 
 def test_a_side_that_is_not_built_in_time_is_left_out_with_those_after_it() -> None:
     def slow() -> Any:
-        time.sleep(60)
+        for _ in range(2):  # as compilers do, which try many kernels
+            with suppress(Exception):
+                time.sleep(60)
 
     began = time.monotonic()
     ready = prepared({"first": returning(ONES), "slow": slow, "late": returning(ONES)}, budget=1)
