@@ -85,7 +85,9 @@ def run(plan=PLAN, model=None, data=None, **options):
 def run_in_processes(count, folder, device="cpu"):
     """Run this file as a program, in ``count`` processes."""
     program = [__file__, str(folder), device]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    # By default torchrun's processes look each other up by the machine's name, which may have no address.
+    local = ["--standalone", "--local-addr=localhost"]
+    torchrun = ["-m", "torch.distributed.run", *local, f"--nproc-per-node={count}"]
     path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, *torchrun, *program]
