@@ -88,18 +88,20 @@ def _pad_before_average_pools(proto: Any) -> None:
         if node.op_type != "AveragePool" or not (has.get("ceil_mode") and has.get("count_include_pad")):
             continue
         source, (result,) = node.input[0], node.output
-        before, after = (part.tolist() for part in torch.tensor(has["pads"]).chunk(2))
-        windows = zip(sides[result], has["strides"], has["kernel_shape"], sides[source], strict=True)
-        beyond = [(count - 1) * stride + kernel - side for count, stride, kernel, side in windows]
-        # never more than the last window covers: then another one would begin in the padding
-        after = [min(pad, last - first) for pad, last, first in zip(after, beyond, before, strict=True)]
-        pads = torch.tensor([0, 0, *before, 0, 0, *after])
-        padded = f"{result}_padded" if pads.any() else source
-        pool = {name: has[name] for name in ("ceil_mode", "kernel_shape", "strides")}
-        node.CopyFrom(onnx.helper.make_node("AveragePool", [padded], [result], node.name, **pool))
+        pads, inputs = torch.tensor(has["pads"]), [source]
         if pads.any():
-            graph.initializer.append(onnx.numpy_helper.from_array(pads.numpy(), f"{result}_pads"))
-            graph.node.insert(place, onnx.helper.make_node("Pad", [source, f"{result}_pads"], [padded]))
+            before, after = (part.tolist() for part in pads.chunk(2))
+            windows = zip(sides[result], has["strides"], has["kernel_shape"], sides[source], strict=True)
+            beyond = [(count - 1) * stride + kernel - side for count, stride, kernel, side in windows]
+            # never more than the last window covers: then another one would begin in the padding
+            after = [min(pad, last - first) for pad, last, first in zip(after, beyond, before, strict=True)]
+            amounts = torch.tensor([0, 0, *before, 0, 0, *after]).numpy()
+            graph.initializer.append(onnx.numpy_helper.from_array(amounts, f"{result}_pads"))
+            inputs = [f"{result}_padded"]
+        pool = {name: has[name] for name in ("ceil_mode", "kernel_shape", "strides")}
+        node.CopyFrom(onnx.helper.make_node("AveragePool", inputs, [result], node.name, **pool))
+        if pads.any():
+            graph.node.insert(place, onnx.helper.make_node("Pad", [source, f"{result}_pads"], inputs))
 
 
 class InFile(Prepared):
