@@ -63,7 +63,7 @@ class TimmClassifier(WAEClassifier):
         if type(num_classes) is not int or num_classes < 1:
             raise NetworkError(f"num_classes of {name} must be 1 or more, got {num_classes!r}")
         size = _sides(name, img_size)
-        made = build(name, num_classes)
+        made = build(name, num_classes, size=size)
         assert isinstance(made, WAEClassifier)
         _fit(name, made, *size)
         original = _original(name)

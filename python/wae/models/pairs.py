@@ -47,14 +47,14 @@ def pair(source: str, size: tuple[int, int] = (224, 224)) -> Pair:
             which is imported (also from the current folder) and called without arguments. It returns the
             network, which keeps its weights; its classifier must have one of torchvision's names: see
             :func:`wae.models.bodies.without_classifier`.
-        size: (H, W) of the images that the function's network takes.
+        size: (H, W) of the images.
 
     Raises:
         NetworkError: there is no such network, or WAE cannot be built around it.
     """
     torch.manual_seed(0)
     try:
-        stock, wae = _own(source, size) if ":" in source else _named(source)
+        stock, wae = (_own if ":" in source else _named)(source, size)
     except NetworkError:
         raise
     except (ValueError, ModuleNotFoundError) as error:
@@ -62,8 +62,8 @@ def pair(source: str, size: tuple[int, int] = (224, 224)) -> Pair:
     return Pair(source, stock.eval(), wae.eval())
 
 
-def _named(name: str) -> tuple[nn.Module, WAEClassifier]:
-    make, make_wae = builder(name), builder(f"wae_{name}")
+def _named(name: str, size: tuple[int, int]) -> tuple[nn.Module, WAEClassifier]:
+    make, make_wae = builder(name), builder(f"wae_{name}", size)
     if make is not None and make_wae is not None:
         stock, wae = make(_CLASSES), make_wae(_CLASSES)
         if not isinstance(wae, WAEClassifier):

@@ -20,22 +20,25 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from torch import nn
 
 from wae.errors import WaeError
+from wae_kernels.checks import half_of
 from wae_kernels.nn import Encoder
 
 from .accelerated import Form, accelerated
 from .around import wae_around
 from .autoencoder import AutoEncoder
 from .baselines import AtSize, FullResolution, HalfResolution, vgg16_half, wavelet_cnn
-from .bodies import is_timm, is_torchvision, standard_body, standard_network
+from .bodies import feature_shape, is_timm, is_torchvision, standard_body, standard_network
 from .classifier import WAEClassifier
 from .counting import count
-from .meta import on_meta
+from .meta import on_meta, without_memory
 from .network import check_classes
+from .positions import fit_to
 from .resnet50 import wae_resnet50
 from .segmentation import networks as segmentation
 from .small_vgg import (
@@ -98,17 +101,24 @@ def known() -> str:
     )
 
 
-def builder(name: str) -> Builder | None:
-    """The constructor of the network called ``name``; None if there is no such network."""
+def builder(name: str, size: tuple[int, int] = (_SIDE, _SIDE)) -> Builder | None:
+    """The constructor of the network called ``name``; None if there is no such network.
+
+    ``size`` is the (H, W) of the images for which ``wae_NAME`` and ``wavelet_NAME`` are made.
+    """
     if name in NETWORKS:
         return NETWORKS[name]
     kind, _, base = name.partition("_")
     if kind == "wavelet":
-        around = None if segmentation.builder(f"wae_{base}") else builder(f"wae_{base}")
+        around = None if segmentation.builder(f"wae_{base}") else builder(f"wae_{base}", size)
         return None if around is None else partial(_wavelet, around)
     if of_pixels := segmentation.builder(name):
         return of_pixels
-    forms = [(name, _full), (name.removesuffix("_half"), _half), (name.removeprefix("wae_"), _wae)]
+    forms: list[tuple[str, Callable[[str, int], nn.Module]]] = [
+        (name, _full),
+        (name.removesuffix("_half"), _half),
+        (name.removeprefix("wae_"), partial(_wae, size)),
+    ]
     if sized := re.fullmatch(r"([\w.]+)_at_([1-9]\d{0,3})", name):
         stem, side = sized[1], int(sized[2])
         if stem == small_photo_vgg.__name__:
@@ -121,7 +131,12 @@ def builder(name: str) -> Builder | None:
     return None
 
 
-def build(name: str, classes: int | None = None, form: Form | None = None) -> nn.Module:
+def build(
+    name: str,
+    classes: int | None = None,
+    form: Form | None = None,
+    size: tuple[int, int] = (_SIDE, _SIDE),
+) -> nn.Module:
     """Build the network called ``name``, with random weights.
 
     Args:
@@ -129,6 +144,7 @@ def build(name: str, classes: int | None = None, form: Form | None = None) -> nn
         classes: the number of scores, at least 1; None for that of the data for which the network was
             published. Ignored for :data:`PARTS`.
         form: for an accelerated ``wae_NAME``: see :func:`wae.models.accelerated.accelerated`.
+        size: the (H, W) of the images for which any other ``wae_NAME`` or ``wavelet_NAME`` is made.
 
     Raises:
         NetworkError: there is no such network, ``classes`` is not usable, or WAE cannot be built around it.
@@ -136,7 +152,7 @@ def build(name: str, classes: int | None = None, form: Form | None = None) -> nn
     """
     if name in PARTS:
         return PARTS[name]()
-    make = builder(name)
+    make = builder(name, size)
     if make is None:
         raise NetworkError(f"there is no network {name}; known are {known()}")
     try:
@@ -180,8 +196,32 @@ def _at(side: int, name: str, classes: int) -> nn.Module:
     return AtSize(standard_network(name, num_classes=classes), side)
 
 
-def _wae(name: str, classes: int) -> nn.Module:
-    return wae_around(name, classes=classes)
+def _wae(size: tuple[int, int], name: str, classes: int) -> nn.Module:
+    try:
+        return wae_around(name, classes=classes, size=_size_of_bodies(size, name))
+    except ValueError as error:
+        (height, width), (h, w) = size, _half_size(size)
+        raise ValueError(f"{error} (its bodies get {h} x {w} of images of {height} x {width})") from error
+
+
+def _size_of_bodies(size: tuple[int, int], name: str) -> tuple[int, int]:
+    """The (h, w) that the bodies of ``wae_NAME`` are made for, given the ``size`` of its images.
+
+    That is half of 224 x 224 if the low body then takes half of ``size`` too, so that the widths of a light
+    CNN do not depend on the images; checkpoints rely on it. Otherwise it is half of ``size``.
+    """
+    half, usual = _half_size(size), _half_size((_SIDE, _SIDE))
+    if half != usual:
+        with without_memory(), suppress(ValueError):
+            body = fit_to(standard_body(name), usual)
+            for taken in (usual, half):
+                feature_shape(body, taken)
+            return usual
+    return half
+
+
+def _half_size(size: tuple[int, int]) -> tuple[int, int]:
+    return half_of(size[0]), half_of(size[1])
 
 
 def _wavelet(around: Builder, classes: int) -> nn.Module:

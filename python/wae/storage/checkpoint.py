@@ -214,7 +214,7 @@ def _without_memory(described: Description, decoder: bool) -> nn.Module:
 
 
 def _built(described: Description, decoder: bool) -> nn.Module:
-    model = build(described.network, described.classes, described.form)
+    model = build(described.network, described.classes, described.form, described.input.shape)
     if isinstance(model, WAENetwork):
         model.decoder = Decoder() if decoder else None
     return model

@@ -14,7 +14,7 @@ from wae.data.input import Input
 from wae.models.accelerated import Form
 from wae.models.evaluating import evaluating
 from wae.models.meta import on_meta
-from wae.models.registry import NetworkError, build
+from wae.models.registry import NetworkError, build, builder
 from wae.storage.checkpoint import describe, load_classifier, save_classifier
 from wae.storage.weights_file import CheckpointError
 from wae.wording import counted, first_line
@@ -30,20 +30,26 @@ def try_out(network: nn.Module, name: str, images: Tensor) -> Tensor:
     shapes = copy.deepcopy(network).to("meta").eval()  # computing would take minutes on large images
     if why := _why_not(shapes, images.shape):
         height, width = images.shape[2:]
-        raise ValueError(f"{name} takes no images of {height} x {width} ({why}){_accepted_sizes(name)}")
+        raise ValueError(f"{name} takes no images of {height} x {width} ({why}){accepted_sizes(name)}")
     with torch.no_grad(), evaluating(network):
         scores: Tensor = network(images)
     return scores
 
 
-def _accepted_sizes(name: str) -> str:
-    """Which sizes the network accepts, as the end of a sentence."""
-    try:
-        network = on_meta(partial(build, name))
-    except NetworkError:  # ``name`` is the file of a teacher
+def accepted_sizes(name: str) -> str:
+    """Which sizes the network accepts, as the end of a sentence; empty for the file of a teacher."""
+    if builder(name) is None:
         return ""
-    works = [str(side) for side in _SIDES if _why_not(network, (1, 3, side, side)) is None]
+    works = [str(side) for side in _SIDES if _works(name, side)]
     return f"; of --size {', '.join(map(str, _SIDES))} these work: {', '.join(works) or 'none'}"
+
+
+def _works(name: str, side: int) -> bool:
+    try:
+        network = on_meta(partial(build, name, size=(side, side)))
+    except NetworkError:
+        return False
+    return _why_not(network, (1, 3, side, side)) is None
 
 
 def _why_not(network: nn.Module, shape: Sequence[int]) -> str | None:
@@ -59,9 +65,10 @@ def _why_not(network: nn.Module, shape: Sequence[int]) -> str | None:
 def try_training(plan: Plan, classes: int, images: Tensor) -> None:
     """Raise ValueError if a process computes too few images at a time for the network's BatchNorm."""
     part = max(1, plan.batch // (processes() * plan.accumulate))
-    network = on_meta(partial(build, plan.model, classes)).train()
+    height, width = images.shape[2:]
+    network = on_meta(partial(build, plan.model, classes, size=(height, width))).train()
     if why := _why_not(network, (part, *images.shape[1:])):
-        each = f"{counted(part, 'image')} of {' x '.join(map(str, images.shape[2:]))}"
+        each = f"{counted(part, 'image')} of {height} x {width}"
         raise ValueError(
             f"{plan.model} cannot be trained on parts of {each}: {why}; use a larger --batch or --size, or "
             "fewer processes or --accumulate"

@@ -28,7 +28,7 @@ from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
 from wae.models.baselines import FullResolution
 from wae.models.network import WAENetwork
-from wae.models.registry import PARTS, build
+from wae.models.registry import PARTS, NetworkError, build
 from wae.progress import say
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import no_file, refuse_within, sha256, written
@@ -43,7 +43,7 @@ from .objective import InOrder
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
 from .processes import broadcast, is_first, joined
-from .rehearsal import rehearse, try_out, try_training
+from .rehearsal import accepted_sizes, rehearse, try_out, try_training
 from .state import Epoch, OtherPlanError
 from .trainer import Observer, train
 
@@ -118,17 +118,18 @@ class Session:
         with joined(self.device) as device, self._alone():
             resumes = broadcast(self.resume and self.state.exists())
             sets = self._in_order_of_weights(self._sets(console), console)
-            plan, model = self._model(sets[0], resumes)
+            images, _ = sample(sets[1], _IMAGES)
+            input = _input(sets[1], images)
+            plan, model = self._model(sets[0], input.shape, resumes)
             self._check_kinds(plan, sets[0])
             if isinstance(sets[0], SegmentationFolder) and any(stage.class_balance for stage in plan.stages):
                 _note(console, sets[0].missing())
             if isinstance(model, WAENetwork):
                 _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
-            images, _ = sample(sets[1], _IMAGES)
             try_out(model, plan.model, images)
             try_training(plan, len(sets[0].labels), images)
             teacher = self._teacher(images, sets[1].labels, console)
-            described = plan.model, sets[0].labels, _input(sets[1], images)
+            described = plan.model, sets[0].labels, input
             with observed(self.folder, console, images) as observer, self._plan_of_before():
                 if is_first():
                     rehearse(self.folder, model, *described)
@@ -240,14 +241,20 @@ class Session:
         _note(console, order.note)
         return [data.renumbered(order.numbers) for data in sets]
 
-    def _model(self, data: Dataset, resumes: bool) -> tuple[Plan, nn.Module]:
-        """The plan adapted to the network; the network, with its initial weights unless it ``resumes``."""
+    def _model(self, data: Dataset, size: tuple[int, int], resumes: bool) -> tuple[Plan, nn.Module]:
+        """The plan adapted to the network; the network for images of ``size``.
+
+        It has its initial weights unless it ``resumes``.
+        """
         plan, classes = self.plan, len(data.labels)
         if plan.model in PARTS:
             raise ValueError(f"model: {plan.model} has no classes; wae train-autoencoder trains it")
         original = read_original(self.original, plan.model) if self.original else None
         torch.manual_seed(plan.seed)
-        model = build(plan.model, classes)
+        try:
+            model = build(plan.model, classes, size=size)
+        except NetworkError as error:
+            raise NetworkError(f"{error}{accepted_sizes(plan.model)}") from error
         if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder)):
             plan = plan.without_encoder(low=isinstance(model, WAENetwork))
         elif model.decoder is None:

@@ -220,6 +220,12 @@ def test_results_are_printed_even_if_the_report_cannot_be_written(network, monke
     assert run("bench", network, *QUICK, "--batch", 1) == 0
 
 
+def test_wae_is_made_for_the_size_of_the_images():
+    """DLA does not take the half of the usual 224 x 224."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    assert pair("dla46_c", (64, 64)).wae(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+
+
 def test_each_side_is_timed_on_its_own_images(network, monkeypatch):
     deployments, shapes = [], {}
 

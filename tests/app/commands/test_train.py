@@ -511,6 +511,11 @@ def weights(path, classes=3, network="tiny"):
         (lambda p: ["--teacher", p / "none"], "none: there is no such file"),
         (lambda p: ["--model", "vgg99"], "there is no network vgg99"),
         (lambda p: ["--model", "small_vgg"], "448, 512 these work: 28, 32"),
+        pytest.param(
+            lambda p: ["--model", "wae_maxvit_t"],
+            "(its bodies get 7 x 7 of images of 14 x 14); of --size 28, 32, ",
+            marks=pytest.mark.slow,
+        ),
         (lambda p: ["--model", "autoencoder"], "wae train-autoencoder trains it"),
         (
             lambda p: ["--model", "resnet18", "--batch", 1],
@@ -531,6 +536,14 @@ def test_wrong_arguments_are_refused_before_training(train, tmp_path, capsys, op
     assert train(*options(tmp_path)) == 1
     assert message in errors(capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_wae_around_a_network_that_takes_only_some_sizes_is_trained_on_one(train, images, tmp_path):
+    """DLA takes multiples of 32 pixels, so WAE around it multiples of 64. It was refused with any size."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    assert train("--model", "wae_dla46_c", "--size", 64, "--learning-rate", 1e-4) == 0
+    assert run("eval", tmp_path / "out" / "model.safetensors", "--data", images, "--seconds", 0) == 0
 
 
 def test_without_a_plan_one_is_made_for_the_folder(images, tmp_path):

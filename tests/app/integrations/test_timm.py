@@ -55,6 +55,7 @@ def test_every_name_is_registered_at_the_size_of_the_original() -> None:
         ("wae_vit_small_patch14_dinov2", (518, 518)),
         ("wae_swinv2_tiny_window8_256", (256, 256)),
         ("wae_efficientnet_b1", (240, 240)),
+        ("wae_hieradet_small", (256, 256)),
     ],
 )
 def test_a_network_takes_the_images_that_it_is_registered_for(name: str, size: tuple[int, int]) -> None:

@@ -95,6 +95,36 @@ def test_invalid_numbers_of_classes_are_refused(classes):
         build("small_vgg", classes)
 
 
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("wae_vit_b_32", 64),
+        ("wavelet_vit_b_32", 64),
+        pytest.param("wae_maxvit_t", 448, marks=pytest.mark.slow),
+    ],
+)
+def test_wae_is_made_for_other_images_than_those_of_224_pixels_if_need_be(name, side):
+    """It was refused, or refused the images."""
+    network = on_meta(partial(build, name, 3, size=(side, side)))
+    assert network(torch.empty(2, 3, side, side, device="meta")).shape == (2, 3)
+
+
+def test_wae_is_the_same_for_images_of_all_sizes_that_it_takes_anyway():
+    """A light CNN for images of 32 x 32 would be wider."""
+    name = "wae_shufflenet_v2_x1_0"
+    shapes = [
+        {key: tensor.shape for key, tensor in on_meta(make).state_dict().items()}
+        for make in (partial(build, name), partial(build, name, size=(32, 32)))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_size_of_the_images_is_in_the_error_if_wae_cannot_be_made_for_it():
+    message = r"^wae_maxvit_t cannot be built: .* \(its bodies get 112 x 112 of images of 224 x 224\)$"
+    with pytest.raises(NetworkError, match=message):
+        named("wae_maxvit_t")
+
+
 def test_info_of_a_network_that_takes_no_224_pixel_images_is_an_error(capsys):
     assert cli.main(["info", "vit_b_16_half"]) == 2
     assert "vit_b_16_half takes no image of 224 x 224: Wrong image height" in capsys.readouterr().err

@@ -70,6 +70,17 @@ def test_a_loaded_network_has_its_non_persistent_buffers_and_is_in_evaluation_mo
     assert not any(module.training for module in loaded.modules())
 
 
+@pytest.mark.slow
+def test_wae_that_is_made_for_its_images_is_loaded(tmp_path):
+    """Its positions are for 32 x 32 pixels, not for 112 x 112."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = registry.build("wae_vit_tiny_patch16_224", 3, size=(64, 64)).eval()
+    save_classifier(tmp_path / "c", model, "wae_vit_tiny_patch16_224", input=Input(64, 73))
+    image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(load_classifier(tmp_path / "c")(image), model(image))
+
+
 def test_a_path_may_be_a_string(tmp_path):
     """It used to raise AttributeError."""
     path, model = str(tmp_path / "c"), tiny()
