@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wae.inference.cuda_graphs import recorded
 from wae.inference.timing import interleaved, summary
 
 Inputs = tuple[Tensor, ...]
@@ -163,19 +164,7 @@ class Gpu(Processor):
 
     def captured(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """``run`` as a CUDA graph."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):  # around the capture, too: torch does not leave it if a capture fails
-            for _ in range(3):  # libraries choose their algorithms before the capture
-                run()
-            with torch.cuda.graph(graph, stream=stream):
-                run()
-        torch.cuda.current_stream().wait_stream(stream)
-
-        def replay(kept: Callable[[], Any] = run) -> None:  # the graph reads the inputs and weights in it
-            graph.replay()
-
+        replay, _ = recorded(run)
         return replay
 
     def time(

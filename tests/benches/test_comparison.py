@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -113,21 +114,43 @@ def test_the_time_of_a_round_is_divided_by_its_calls(gpu: Any) -> None:
     assert timings["a"]["runs"] == 3
 
 
-def test_a_cuda_graph_keeps_the_inputs_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing else holds the calls of a side once the next one is built."""
-    stream, replayed = Mock(), Mock()
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Mock(replay=replayed))
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Stands in for the parts of torch.cuda that a capture uses; its graph is the result."""
+    stream, graph = Mock(), Mock()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
     for name in ("Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: stream)
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    return graph
+
+
+def test_a_round_that_waits_is_launched(gpu: Any, cuda: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was captured, and torch does not always recover from a capture that fails."""
+    modes: list[Any] = [0]
+    monkeypatch.setattr(gpu, "captured", partial(Gpu.captured, gpu))
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def wait() -> None:
+        if modes[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    _, note = gpu.round([wait], capture=True)
+    assert note.startswith("launched, not a graph: it waits for the GPU")
+
+
+def test_a_cuda_graph_keeps_the_inputs_that_it_reads(cuda: Mock) -> None:
+    """Nothing else holds the calls of a side once the next one is built."""
     image = torch.ones(2)
     alive = weakref.ref(image)
     replay, note = Gpu().round([partial(torch.neg, image)], capture=True)
     del image
     gc.collect()
     replay()
-    assert (alive() is not None, note, replayed.call_count) == (True, "", 1)
+    assert (alive() is not None, note, cuda.replay.call_count) == (True, "", 1)
 
 
 # ------------------------------------------------------------------------------------------- expected results

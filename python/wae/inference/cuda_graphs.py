@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,21 +29,11 @@ def captured(function: Run, inputs: Sequence[Tensor]) -> Run:
         WaitsError: the function waits for the GPU.
     """
     held = [x.clone() for x in inputs]
-    graph = torch.cuda.CUDAGraph()
     with torch.cuda.device_of(held[0]):
         last = torch.cuda.current_stream()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(last)
-        with torch.cuda.stream(stream):  # around the capture, too: torch does not leave it if a capture fails
-            for _ in range(2):  # the libraries must choose their algorithms before the capture
-                function(*held)
-            _require_no_waits(function, held)
-            # by default an allocation in any thread of the process would end the capture
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                outputs = function(*held)
-        last.wait_stream(stream)
+        replay, outputs = recorded(partial(function, *held))
 
-    def run(*tensors: Tensor, kept: Run = function) -> Any:  # the graph reads the weights that it holds
+    def run(*tensors: Tensor) -> Any:
         nonlocal last
         stream = torch.cuda.current_stream(held[0].device)
         if stream != last:  # the last run, and what read its outputs, may not have ended there
@@ -50,13 +41,39 @@ def captured(function: Run, inputs: Sequence[Tensor]) -> Run:
             last = stream
         for mine, given in zip(held, tensors, strict=True):
             mine.copy_(given)
-        graph.replay()
+        replay()
         return outputs
 
     return run
 
 
-def _require_no_waits(function: Run, inputs: Sequence[Tensor]) -> None:
+def recorded(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Record ``function`` as a CUDA graph on the current device; return what replays it, and its results.
+
+    A replay reads the tensors that ``function`` read, which it keeps, and overwrites the results.
+
+    Raises:
+        WaitsError: the function waits for the GPU.
+    """
+    graph = torch.cuda.CUDAGraph()
+    last, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(last)
+    with torch.cuda.stream(stream):  # around the capture, too: torch does not leave it if a capture fails
+        for _ in range(2):  # the libraries must choose their algorithms before the capture
+            function()
+        _require_no_waits(function)
+        # by default an allocation in any thread of the process would end the capture
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            outputs = function()
+    last.wait_stream(stream)
+
+    def replay(kept: Callable[[], Any] = function) -> None:  # the graph reads the inputs and weights in it
+        graph.replay()
+
+    return replay, outputs
+
+
+def _require_no_waits(function: Callable[[], Any]) -> None:
     """Run ``function``, and raise WaitsError if it makes this thread wait for the GPU.
 
     Its capture would fail. After a failed capture some versions of torch (2.10) refuse to draw random numbers
@@ -77,7 +94,7 @@ def _require_no_waits(function: Run, inputs: Sequence[Tensor]) -> None:
         warnings.filterwarnings("always", _WAITS)
         warnings.showwarning = note
         try:
-            function(*inputs)
+            function()
         finally:
             warnings.showwarning = show
             torch.cuda.set_sync_debug_mode(mode)
