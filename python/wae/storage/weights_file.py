@@ -298,7 +298,8 @@ def _optimizer_state(
         if tensor.dtype not in _FLOATS or tensor.shape not in shapes:
             raise ValueError(f"has for {name} a {key:.40} of {tensor.dtype} and shape {tuple(tensor.shape)}")
         # Adam counts its steps on the CPU, wherever the parameter is.
-        state.setdefault(name, {})[key] = tensor if key == "step" else _placed_like(parameters[name], tensor)
+        placed = tensor.clone() if key == "step" else _placed_like(parameters[name], tensor)
+        state.setdefault(name, {})[key] = placed
     for name, entries in state.items():
         if wanted is not None and set(entries) != wanted:
             got = ", ".join(sorted(entries))
@@ -307,12 +308,13 @@ def _optimizer_state(
 
 
 def _placed_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """``tensor`` on the device of ``parameter``, with its strides if they have one shape.
+    """A copy of ``tensor`` on the device of ``parameter``, with its strides if they have one shape.
 
-    With other strides a GPU updates the parameters one by one instead of all at once.
+    With other strides a GPU updates the parameters one by one instead of all at once. ``tensor`` itself would
+    keep the file mapped, and so on the disk after it is replaced.
     """
     if tensor.shape != parameter.shape:
-        return tensor.to(parameter.device)
+        return tensor.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
 
 

@@ -1,6 +1,7 @@
 """Stage 1 alone: the plan for a number of steps, its checkpoints, and that training helps."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +174,19 @@ def test_weights_of_version_0_1_are_read_but_not_resumed_from(photos, tmp_path):
     assert weights_file.load(path, AutoEncoder()) == old
     with pytest.raises(weights_file.CheckpointError, match="of an older version; training cannot resume"):
         stage1.train(photos, QUICK, 16, path=path, resume=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam])
+def test_a_checkpoint_is_not_needed_once_it_is_loaded(kind, tmp_path):
+    """The counts of steps were read from it. So it stayed on the disk, though the training replaced it."""
+    path, model = tmp_path / "state", torch.nn.Linear(2, 2)
+    optimizer = kind(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    weights_file.save(path, model, {}, optimizer)
+    weights_file.load(path, model, optimizer)
+    assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
