@@ -148,8 +148,23 @@ _compiled_inputs = _load_compiled_inputs()
 
 
 def _is_plain(tensor: Tensor | None) -> bool:
-    """Whether the ops can take the tensor itself: it exists and does not wrap other tensors."""
-    return type(tensor) is Parameter or (tensor is not None and not is_wrapper(tensor))
+    """Whether the ops can take the tensor itself: it exists, wraps no other tensors and overrides nothing."""
+    return type(tensor) is Parameter or (
+        tensor is not None and not _overrides_functions(type(tensor)) and not is_wrapper(tensor)
+    )
+
+
+def _override_of(kind: type) -> object:
+    """What functions of torch call instead of computing themselves, for tensors of this type."""
+    override = getattr(kind, "__torch_function__", None)
+    return getattr(override, "__func__", override)
+
+
+_NO_OVERRIDES = (_override_of(Tensor), _override_of(Parameter), None)
+
+
+def _overrides_functions(kind: type) -> bool:
+    return kind is not Tensor and _override_of(kind) not in _NO_OVERRIDES
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bool:

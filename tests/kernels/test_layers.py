@@ -94,6 +94,22 @@ def _hidden_weight(layer: nn.Module) -> None:
     vars(layer)["weight"] = 2 * layer.weight.detach()
 
 
+class Scaled(nn.Parameter):
+    """A parameter that convolutions read doubled, like those that libraries store in other formats."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = (
+            args if func not in (F.conv2d, F.conv_transpose2d) else (args[0], 2 * args[1].detach(), *args[2:])
+        )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def _scaled_weight(layer: nn.Module) -> None:
+    layer.weight = Scaled(layer.weight.detach())
+
+
 def _other_padding(layer: nn.Module) -> None:
     layer.padding_mode, layer._reversed_padding_repeated_twice = "reflect", [1, 1, 1, 1]
 
@@ -102,6 +118,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "bias no parameter": _tensor_as_bias,
     "weight hidden": _hidden_weight,
+    "weight with overrides": _scaled_weight,
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm": parametrizations.spectral_norm,
     "forward hook": _hooked,
