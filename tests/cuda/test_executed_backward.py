@@ -302,6 +302,18 @@ def test_activation_that_is_nan(place: tuple[int, int]) -> None:
         assert torch.equal(result[name].isnan(), expected.isnan()), name
 
 
+@pytest.mark.parametrize("mode", ["float16", "tf32", "float32"])
+def test_weight_that_is_nan(mode: str) -> None:
+    """Odd pixels do not read this tap. Multiplied by zeros there, it would let gradients pass their ReLU."""
+    problem = DecodeProblem(mode, (22, 25), batch=1)
+    problem.parameters[0][1, 8, 1, 1] = torch.nan
+    result, want = problem.got(problem.run()), problem.expected()
+    for name, expected in want.items():
+        finite = expected.isfinite()
+        assert torch.equal(result[name].isfinite(), finite), name
+        assert_close(result[name][finite], expected[finite], LIMIT[mode], name)
+
+
 # ----------------------------------------------------------------------------------------------------- counts
 
 

@@ -1,6 +1,7 @@
 """Tests marked `gpu` on two GPUs that do not exist: torch's operators run on the CPU (operators.py).
 
 They find what GPUs refuse: tensors and generators of another device, and waiting while a graph is captured.
+The ops run the reference, or the kernels of the CUDA library in the PTX machine.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import pytest
 import torch
 from cuda_bindings import runner
 
+from wae_kernels import _load
+
 runner.require_nvcc()
 
 pytestmark = [
@@ -24,6 +27,22 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="these tests run on the GPU itself"),
 ]
 ROOT = Path(__file__).parents[2]
+
+
+def run(plugin: str, tests: str, which: str, **environment: str) -> None:
+    preloaded = ":".join(filter(None, (str(cuda_runtime.runtime()), os.environ.get("LD_PRELOAD", ""))))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", f"cuda_runtime.{plugin}"),
+            *("-m", "gpu", "-k", which, str(ROOT / "tests" / tests)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "LD_PRELOAD": preloaded, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 0, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -35,17 +54,21 @@ ROOT = Path(__file__).parents[2]
     ],
 )
 def test_on_stand_ins(tests: str, which: str) -> None:
-    runtime = cuda_runtime.runtime()
-    preloaded = ":".join(filter(None, (str(runtime), os.environ.get("LD_PRELOAD", ""))))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "cuda_runtime.operators"),
-            *("-m", "gpu", "-k", which, str(ROOT / "tests" / tests)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "LD_PRELOAD": preloaded, "WAE_BACKEND": "reference"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 0, done.stdout
+    run("operators", tests, which, WAE_BACKEND="reference")
+
+
+OURS = "cuda and not triton and not reference and not scores"
+
+
+@pytest.mark.skipif(_load.CUDA.library is not None, reason="the CUDA library is built, with the same ops")
+@pytest.mark.parametrize(
+    ("tests", "which"),
+    [
+        ("cuda/test_cuda.py", "(1x1 and nchw) or selects_tf32 or different_widths"),
+        ("kernels/test_not_finite.py", f"{OURS} and in_an_input and (low_weight or conv1_bias)"),
+        ("kernels/test_backward.py", f"{OURS} and (scale or any_strides or another_dtype)"),
+    ],
+)
+def test_kernels_on_stand_ins(tests: str, which: str) -> None:
+    """Tests of the ops, with this library's kernels: what they assume of a GPU, too."""
+    run("ops", tests, which)

@@ -142,7 +142,8 @@ __device__ __forceinline__ void add_from_full(float (&sums)[2][2][4], const Thre
 
 // A row of the branches' 6 channels at half resolution. add_to() adds its transposed convolution to a strip of a
 // full-resolution row that reads it with tap row `tap_row`. Even pixels 2i read input i (tap column 1); odd pixels 2i +
-// 1 read i (tap column 2) and i + 1 (tap column 0).
+// 1 read i (tap column 2) and i + 1 (tap column 0). The products are computed for all pixels, and each lane, whose
+// pixels are all even or all odd, selects: a product of zeros with a weight that is NaN or infinite would be NaN.
 template <Mode kMode>
 class HalfRow {
  public:
@@ -150,49 +151,58 @@ class HalfRow {
       : thread_(thread), pixels_(row + pixel_at(8 * thread.warp)), plane_(plane) {
     if constexpr (stored_bytes(kMode) == 2) {
       const uint32_t address = pixels_ + thread.group / 2 * 16 + thread.member * 4;
-      const uint32_t upper = load_word(address), lower = load_word(address + 64);
-      const uint32_t upper_next = load_word(address + 16), lower_next = load_word(address + 80);
-      const bool odd = thread.group % 2;
-      this_[0] = odd ? 0 : upper, this_[1] = odd ? 0 : lower;
-      this_[2] = odd ? upper : 0, this_[3] = odd ? lower : 0;
-      next_[0] = odd ? upper_next : 0, next_[1] = odd ? lower_next : 0;
+      inputs_[0] = load_word(address), inputs_[1] = load_word(address + 64);
+      inputs_[2] = load_word(address + 16), inputs_[3] = load_word(address + 80);
     }
   }
 
   template <class Narrow>
   __device__ __forceinline__ void add_to(float (&sums)[2][4], int tap_row, const Narrow& filter) const {
+    const bool odd = thread_.group % 2;
     if constexpr (stored_bytes(kMode) == 2) {
       const int matrix = thread_.lane / 8, row = thread_.lane % 8;  // matrix: block of N, column 1 or 2
       const uint32_t taps = filter.shared + 3 * tap_row * 256;
       uint32_t b[4], next[2];
       load_matrices(b, taps + (1 + matrix % 2) * 256 + (matrix / 2 * 8 + row) * 16);
       load_matrices(next, taps + thread_.lane % 16 * 16);
-      mma_blocks<kMode>(sums, this_, b);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        const uint32_t words[2] = {next[n], 0};
-        mma_half<kMode>(sums[n], next_, words);
+        const uint32_t even_words[2] = {b[2 * n], 0}, odd_words[2] = {b[2 * n + 1], next[n]};
+        float of_odd[4];
+        copy_if(true, of_odd, sums[n]);
+        mma<kMode>(of_odd, inputs_, odd_words);
+        mma_half<kMode>(sums[n], inputs_, even_words);
+        copy_if(odd, sums[n], of_odd);
       }
     } else {
 #pragma unroll kUnrolled < kMode>
       for (int column = 0; column < 3; ++column) {
+        float added[2][4];
+#pragma unroll
+        for (int n = 0; n < 2; ++n) copy_if(true, added[n], sums[n]);
         add_product<kMode>(
-            one_row(sums), thread_,
+            one_row(added), thread_,
             [&](int, int m, int k) {
-              const int pixel = (m / 2 + (column == 0 ? 1 : 0)) * 16;
-              const uint32_t value = load_channel(pixels_, plane_, pixel, k);
-              return m % 2 == column % 2 ? 0u : value;
+              return load_channel(pixels_, plane_, (m / 2 + (column == 0 ? 1 : 0)) * 16, k);
             },
             [&](int k, int n) { return filter.word(n, 3 * tap_row + column, k); });
+#pragma unroll
+        for (int n = 0; n < 2; ++n) copy_if(odd == (column != 1), sums[n], added[n]);
       }
     }
   }
 
  private:
+  // A select and not a branch, because mma needs all lanes.
+  static __device__ __forceinline__ void copy_if(bool copies, float (&to)[4], const float (&from)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = copies ? from[i] : to[i];
+  }
+
   const Thread& thread_;
   uint32_t pixels_;
   int plane_;
-  uint32_t this_[4], next_[4];  // A fragments of the 16-bit modes
+  uint32_t inputs_[4];  // the A fragment of the 16-bit modes: input i of both pixels, then input i + 1
 };
 
 // ----------------------------------------------------------------------------------------------- activations
