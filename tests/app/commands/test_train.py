@@ -813,7 +813,7 @@ def test_a_session_uses_the_seed_and_start_of_its_plan_unless_weights_are_given(
     def session_of(plan=linear, **options):
         made = session.Session(plan, str(images), tmp_path / "out", size=14, **options)
         sets = made._sets(Console())
-        return sets, *made._model(sets[0], False)
+        return sets, *made._model(sets[0], (14, 14), False)
 
     sets, made, model = session_of()
     assert [data.seed for data in sets] == [5, 5]
@@ -843,7 +843,7 @@ def test_a_given_body_and_autoencoder_replace_those_of_the_weights(images, tmp_p
     network, body, autoencoder = map(load_file, files.values())
     body = {name.replace("body.", "low_body.", 1): t for name, t in body.items() if name.startswith("body.")}
     for resumes in (False, True):  # from a checkpoint, which holds all weights
-        loaded = made._model(training, resumes)[1].state_dict()
+        loaded = made._model(training, (14, 14), resumes)[1].state_dict()
         wanted = {**network, **body, **autoencoder}
         assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items()) == (not resumes)
         assert loaded.keys() == wanted.keys()
