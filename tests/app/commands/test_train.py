@@ -843,7 +843,7 @@ def test_a_given_body_and_autoencoder_replace_those_of_the_weights(images, tmp_p
     network, body, autoencoder = map(load_file, files.values())
     body = {name.replace("body.", "low_body.", 1): t for name, t in body.items() if name.startswith("body.")}
     for resumes in (False, True):  # from a checkpoint, which holds all weights
-        loaded = made._model(training, (14, 14), resumes)[1].state_dict()
+        loaded = made._model(training, (28, 28), resumes)[1].state_dict()
         wanted = {**network, **body, **autoencoder}
         assert all(torch.equal(loaded[name], tensor) for name, tensor in wanted.items()) == (not resumes)
         assert loaded.keys() == wanted.keys()
