@@ -126,6 +126,7 @@ def _keys() -> Iterable[Any]:
     for style in STYLES:
         filled = style is PRUNED  # as they all are
         yield pyplot.Line2D([], [], linestyle="none", label=style.label, **_look(style, filled))
-    trained = Style("filled: made from the trained network, or distilled from it", "s", "#1f77b4")
-    yield pyplot.Line2D([], [], linestyle="none", label=trained.label, **_look(trained, True))
-    yield pyplot.Line2D([], [], color="#7f7f7f", linewidth=0.8, label="line: from the worst seed to the best")
+    trained = "filled: made from the trained network, or distilled from it"
+    yield pyplot.Line2D([], [], linestyle="none", label=trained, **_look(WAE, True))
+    seeds = "line: from the worst seed to the best"
+    yield pyplot.Line2D([], [], color=SMALLER.colour, linewidth=0.8, label=seeds)

@@ -82,7 +82,7 @@ def prepare(
                     raise ValueError(f"wrong by {error:.2g}, more than {limits[name]:.2g}")
                 memory = device.working_memory(calls[0])
                 run, note = device.round(calls, capture)
-        except (Exception, OutOfTimeError) as problem:  # libraries raise all kinds; others are timed
+        except (Exception, OutOfTimeError) as problem:  # libraries raise all kinds; the others are timed
             ready.left_out[name] = str(problem).strip().partition("\n")[0][:200] or repr(problem)
             continue
         ready.rounds[name], ready.calls = run, len(calls)

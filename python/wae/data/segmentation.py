@@ -94,12 +94,11 @@ class SegmentationFolder(ImageFiles):
 
     def renumbered(self, numbers: Sequence[int]) -> SegmentationFolder:
         """See :meth:`wae.data.dataset.Dataset.renumbered`."""
-        other = copy.copy(self)
+        other = self._unread()
         counted = self._table >= 0
         other._table = self._table.clone()
         other._table[counted] = torch.tensor(numbers)[self._table[counted]]
         other.labels = permuted(self.labels, numbers)
-        other._shares, other._kept = None, None if self._kept is None else {}
         return other
 
     def plain(self) -> SegmentationFolder:
@@ -110,9 +109,8 @@ class SegmentationFolder(ImageFiles):
 
     def subset(self, indices: Sequence[int]) -> SegmentationFolder:
         """A data set of the samples at ``indices``, in that order."""
-        other = copy.copy(self)
+        other = self._unread()
         other.samples = [self.samples[index] for index in indices]
-        other._shares, other._kept = None, None if self._kept is None else {}
         return other
 
     def shares(self) -> Tensor:
@@ -122,7 +120,7 @@ class SegmentationFolder(ImageFiles):
         :meth:`batch` does.
         """
         if self._shares is None:
-            self._shares = self._counted()
+            self._shares = self._read_shares()
         return self._shares
 
     def missing(self) -> str:
@@ -138,7 +136,16 @@ class SegmentationFolder(ImageFiles):
         never = "; pixels of 255 do not count" if self._table[_NEVER] == NOT_COUNTED else ""
         return f"{self.folder}: no label has a pixel of {', '.join(names[:_NAMED])}{more}{never}"
 
-    def _counted(self) -> Tensor:
+    def _unread(self) -> SegmentationFolder:
+        """A copy that has read no file yet, because its labels will be others."""
+        other = copy.copy(self)
+        other._shares, other._kept = None, None
+        if self._kept is not None:
+            other._kept = {}
+        return other
+
+    def _read_shares(self) -> Tensor:
+        """See :meth:`shares`."""
         counts = torch.zeros(len(self.labels), dtype=torch.float64)
         for index in range(len(self)):
             try:
