@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,26 @@ def _pad_before_average_pools(proto: Any) -> None:
         has = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         if node.op_type != "AveragePool" or not (has.get("ceil_mode") and has.get("count_include_pad")):
             continue
-        source, (result,) = node.input[0], node.output
-        pads, inputs = torch.tensor(has["pads"]), [source]
-        if pads.any():
-            before, after = (part.tolist() for part in pads.chunk(2))
-            windows = zip(sides[result], has["strides"], has["kernel_shape"], sides[source], strict=True)
-            beyond = [(count - 1) * stride + kernel - side for count, stride, kernel, side in windows]
-            # never more than the last window covers: then another one would begin in the padding
-            after = [min(pad, last - first) for pad, last, first in zip(after, beyond, before, strict=True)]
-            amounts = torch.tensor([0, 0, *before, 0, 0, *after]).numpy()
-            graph.initializer.append(onnx.numpy_helper.from_array(amounts, f"{result}_pads"))
-            inputs = [f"{result}_padded"]
+        source, (result,), pads = node.input[0], node.output, any(has["pads"])
+        padded, amounts = f"{result}_padded", f"{result}_pads"
         pool = {name: has[name] for name in ("ceil_mode", "kernel_shape", "strides")}
+        inputs = [padded if pads else source]
         node.CopyFrom(onnx.helper.make_node("AveragePool", inputs, [result], node.name, **pool))
-        if pads.any():
-            graph.node.insert(place, onnx.helper.make_node("Pad", [source, f"{result}_pads"], inputs))
+        if pads:
+            added = _padding(has, sides[source], sides[result])
+            graph.initializer.append(onnx.numpy_helper.from_array(added, amounts))
+            graph.node.insert(place, onnx.helper.make_node("Pad", [source, amounts], [padded]))
+
+
+def _padding(pool: Mapping[str, Any], source: Sequence[int], result: Sequence[int]) -> Any:
+    """The padding of a pool with these attributes and sizes, an array as ONNX's Pad takes it.
+
+    After the last row and column it ends where the last window does: another one might begin in more.
+    """
+    before, after = pool["pads"][: len(source)], pool["pads"][len(source) :]
+    windows = zip(result, pool["strides"], pool["kernel_shape"], source, before, strict=True)
+    covered = [(count - 1) * stride + kernel - side - first for count, stride, kernel, side, first in windows]
+    return torch.tensor([0, 0, *before, 0, 0, *map(min, after, covered)]).numpy()
 
 
 class InFile(Prepared):
