@@ -47,9 +47,12 @@ def fashion_mnist(pretrained: bool = True) -> torch.nn.Module:
     return Shipped.FASHION_MNIST.model() if pretrained else registry.build("wae_small_vgg")
 
 
-def network(name: str, classes: int = 1000) -> torch.nn.Module:
-    """The network ``name`` with random weights: ``wae_resnet50``, or any other that ``wae train`` knows."""
-    return registry.build(name, classes)
+def network(name: str, classes: int = 1000, size: tuple[int, int] = (224, 224)) -> torch.nn.Module:
+    """The network ``name`` with random weights: ``wae_resnet50``, or any other that ``wae train`` knows.
+
+    ``size`` is the (H, W) of its images, which matters to networks that take only some sizes.
+    """
+    return registry.build(name, classes, size=size)
 
 
 def wae_resnet50(classes: int = 1000) -> torch.nn.Module:

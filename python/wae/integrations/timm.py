@@ -38,8 +38,8 @@ class TimmClassifier(WAEClassifier):
         name: ``wae_NAME``.
         num_classes: the number of scores, at least 1.
         in_chans: the number of channels of the image, which must be 3.
-        img_size: the size of the images, for networks with positions: the side or (H, W). None for that in
-            ``pretrained_cfg``.
+        img_size: the size of the images, for networks that take only some sizes: the side or (H, W). None for
+            that in ``pretrained_cfg``.
         options: timm's other options, such as ``drop_rate``; none may be set to anything but false or 0.
 
     Raises:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from wae.models.classifier import WAEClassifier
+from wae.models.meta import on_meta
 from wae.storage.shipped import Shipped
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,6 +34,8 @@ def test_untrained_networks_load() -> None:
         model = load(name, *arguments)
         assert isinstance(model, WAEClassifier)
         assert model.low_classifier.out_features == 3
+    small = on_meta(lambda: load("network", "wae_vit_b_32", 3, (64, 64)))
+    assert small(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 3)
     random, trained = (load("fashion_mnist", pretrained).encoder.conv1.weight for pretrained in (False, True))
     assert not torch.equal(random, trained)
 
