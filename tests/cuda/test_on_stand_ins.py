@@ -65,8 +65,8 @@ OURS = "cuda and not triton and not reference and not scores"
     ("tests", "which"),
     [
         ("cuda/test_cuda.py", "(1x1 and nchw) or selects_tf32 or different_widths"),
-        ("kernels/test_not_finite.py", f"{OURS} and in_an_input and (low_weight or conv1_bias)"),
-        ("kernels/test_backward.py", f"{OURS} and (scale or any_strides or another_dtype)"),
+        ("kernels/test_not_finite.py", f"{OURS} and in_an_input and (low_weight-nan or conv1_bias--inf)"),
+        ("kernels/test_backward.py", f"{OURS} and (scale or any_strides or bfloat16-torch)"),
     ],
 )
 def test_kernels_on_stand_ins(tests: str, which: str) -> None:
