@@ -77,7 +77,8 @@ class Maps:
         palette = colours(len(scores))
         overlay = Image.fromarray(_overlay(image, palette[classes.long()]))
         for kind, picture in zip(KINDS, (_numbers(classes, palette), overlay), strict=True):
-            with written(self._folder / kind / name, self._force, tidy=False) as file:  # not for each image
+            # without looking for old parts, which would take longer with each image
+            with written(self._folder / kind / name, self._force, tidy=False) as file:
                 picture.save(file, "PNG")
 
     def _name(self, path: Path) -> Path:
