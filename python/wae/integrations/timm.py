@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from wae.models.bodies import is_torchvision
 from wae.models.classifier import WAEClassifier
-from wae.models.positions import fit_to
 from wae.models.registry import NetworkError, build
-from wae_kernels.checks import half_of
 
 _TORCHVISION = PretrainedCfg(interpolation="bilinear")
 
@@ -62,10 +60,8 @@ class TimmClassifier(WAEClassifier):
             )
         if type(num_classes) is not int or num_classes < 1:
             raise NetworkError(f"num_classes of {name} must be 1 or more, got {num_classes!r}")
-        size = _sides(name, img_size)
-        made = build(name, num_classes, size=size)
+        made = build(name, num_classes, size=_sides(name, img_size))
         assert isinstance(made, WAEClassifier)
-        _fit(name, made, *size)
         original = _original(name)
         super().__init__(
             made.encoder,
@@ -136,15 +132,6 @@ def _sides(name: str, img_size: int | Sequence[int] | None) -> tuple[int, int]:
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
         raise NetworkError(f"img_size of {name} must be the side or (H, W), 1 or more, got {img_size!r}")
     return sides
-
-
-def _fit(name: str, model: WAEClassifier, height: int, width: int) -> None:
-    """Make the positions in the bodies of ``model`` fit images of this size."""
-    try:
-        for body in (model.low_body, model.high_body):
-            fit_to(body, (half_of(height), half_of(width)))
-    except ValueError as error:
-        raise NetworkError(f"{name} cannot be built for images of {height} x {width}: {error}") from error
 
 
 def _register(name: str) -> None:

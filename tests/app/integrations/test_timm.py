@@ -88,6 +88,13 @@ def test_a_name_means_the_same_network_everywhere(name: str) -> None:
     assert model.num_classes == 3
 
 
+@pytest.mark.parametrize("side", [160, 224, 320])
+def test_positions_are_those_of_wae_train(side: int) -> None:
+    """They were fitted to the images once more, so that timm did not load the checkpoints."""
+    model = timm.create_model("wae_test_vit", num_classes=3, img_size=side)
+    assert shapes(model) == shapes(build("wae_test_vit", 3, size=(side, side)))
+
+
 def test_timms_transform_agrees_with_ours() -> None:
     model = timm.create_model("wae_resnet18", num_classes=2)
     settings = timm.data.resolve_model_data_config(model)
