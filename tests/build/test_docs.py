@@ -481,6 +481,9 @@ def kept(name: str) -> dict[str, Any]:
     return found
 
 
+ENGINES = ("torch.compile", "Winograd", "ONNX Runtime", "OpenVINO")
+
+
 def sentences() -> Iterator[tuple[str, str]]:
     """Pages, and what they must say by the kept results, without line breaks."""
     for name in ("onnxruntime-float32", "openvino-float32", "compile-float32", "openvino-int8"):
@@ -490,6 +493,14 @@ def sentences() -> Iterator[tuple[str, str]]:
     peak, files = loaded["megabytes"]["peak"], loaded["megabytes"]["files"]
     yield "deploy.md", f"one image: {loaded['seconds']:.2f} s from the call of `load_deployed`"
     yield "deploy.md", f"at most {peak} MB beyond what importing torch takes, for {files} MB of files"
+    measured = {
+        row["network"]: row
+        for row in kept("amd-epyc-cpu-avx512-2-threads")["benchmarks"]
+        if row["table"] == "memory"
+    }
+    for network, row in measured.items():
+        peaks = (row["megabytes"][f"WAE-{network}, deployed | {engine}"] for engine in ENGINES)
+        yield "deploy.md", f"| WAE-{network} | {' | '.join(f'{peak:.0f}' for peak in peaks)} |"
     clothes = kept("precision/fashion-mnist-openvino")
     yield "deploy.md", f"in float32, and {clothes['int8']:.2%}".replace("%", " %")
     encoder = kept("precision/encoder-int8")
