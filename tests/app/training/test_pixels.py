@@ -179,6 +179,18 @@ def test_auxiliary_scores_of_padding_are_cut_off(scenes):
     torch.testing.assert_close(losses["aux cross entropy"], cross_entropy(expected, labels))
 
 
+def test_coarse_auxiliary_scores_of_padding_are_cut_off(scenes):
+    """They have no pixel at the border of the image, and were scaled to the labels with the padding."""
+    torch.manual_seed(0)
+    network = Guided()
+    model, (images, labels) = wae_segmenter(AnySize(network, 16)).train(), data(scenes).batch(range(2), 0)
+    low = model.low_norm(model.decompose(images)[0])
+    padded = F.pad(low, (0, 8, 0, 14), mode="replicate")  # from 18 x 24 to 32 x 32
+    coarse = F.interpolate(network(padded)["coarse"], (32, 32), mode="bilinear")[:, :, :18, :24]
+    expected = cross_entropy(F.interpolate(coarse, (36, 48), mode="bilinear"), labels)
+    torch.testing.assert_close(Objective(model, LABELLED)(images, labels)["coarse cross entropy"], expected)
+
+
 # ------------------------------------------------------------------------------------------- loss and measure
 
 

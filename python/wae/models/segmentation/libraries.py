@@ -15,6 +15,7 @@ class AnySize(nn.Module):
     """Makes a network that takes only sizes divisible by ``stride`` take images of any size.
 
     The image is padded by repeating its last row and column, and the scores of the padding are cut off.
+    Auxiliary scores may be coarser than the image: they are scaled to it bilinearly before they are cut.
 
     Args:
         network: maps (N, 3, H, W) to scores of that size, or to a dictionary of such scores.
@@ -30,11 +31,14 @@ class AnySize(nn.Module):
     def forward(self, image: Tensor) -> Any:
         """Map (N, 3, H, W) to what the network returns, at the size (H, W)."""
         height, width = image.shape[2:]
-        added = 0, -width % self.stride, 0, -height % self.stride
-        result: Any = self.network(F.pad(image, added, mode="replicate"))
-        if isinstance(result, Mapping):
-            return {name: scores[:, :, :height, :width] for name, scores in result.items()}
-        return result[:, :, :height, :width]
+        padded = F.pad(image, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
+        result: Any = self.network(padded)
+        if not isinstance(result, Mapping):
+            return result[:, :, :height, :width]
+        scores = dict(result)
+        for name in self.auxiliary.keys() & scores.keys():
+            scores[name] = F.interpolate(scores[name], padded.shape[2:], mode="bilinear")
+        return {name: one[:, :, :height, :width] for name, one in scores.items()}
 
 
 class PSPNet(nn.Module):
