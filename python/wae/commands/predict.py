@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--maps",
         type=Path,
         metavar="DIR",
-        help="for a segmentation network: write into DIR labels/NAME.png, the class of each pixel, and "
-        "overlays/NAME.png, the image overlaid with the classes' colours",
+        help="for a segmentation network: write into DIR labels/NAME.png, each pixel's place in the "
+        "checkpoint's labels, from 0, and overlays/NAME.png, the image overlaid with the classes' colours",
     )
     shared.add_max_pixels(parser)
     shared.add_force(parser)
