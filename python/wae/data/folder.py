@@ -47,6 +47,11 @@ class ImageFolder(ImageFiles):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def targets(self) -> list[int]:
+        """The class number of each image."""
+        return [target for _, target in self.samples]
+
     def renumbered(self, numbers: Sequence[int]) -> ImageFolder:
         """See :meth:`wae.data.dataset.Dataset.renumbered`."""
         other = copy.copy(self)

@@ -53,11 +53,11 @@ class Calibration(NamedTuple):
 def gather(
     source: Source, size: tuple[int, int], count: int, scales: bool, input: Input = IMAGENET
 ) -> Calibration:
-    """Read images from ``source`` and divide them: alternate images calibrate and check.
+    """Read images from ``source`` and divide them: some calibrate, the others check.
 
     Args:
-        source: see :data:`Source`. The images are spread over all of a tensor, a data set or a folder. Any
-            other iterable is read from its start, so it should be in random order.
+        source: see :data:`Source`. Both sets of images are spread over all of a tensor, a data set or a
+            folder. Any other iterable is read from its start, so it should be in random order.
         size: (H, W) of the network's images. Files are resized and cropped to it; it must then be a square.
         count: the number of images to calibrate on. At least the same number is needed to check on; up to
             ``max(count, CHECKED)`` are used.
@@ -104,9 +104,20 @@ def _gathered(source: Source, size: tuple[int, int], count: int, scales: bool, i
         )
     every = torch.cat(parts)[:wanted]
     known = torch.cat(labels)[:wanted] if len(labels) == len(parts) else None
-    numbers = torch.arange(len(every))
-    chosen = (numbers % 2 == 0) & (numbers < 2 * count)
+    chosen = torch.zeros(len(every), dtype=torch.bool)
+    chosen[_spread(len(every), count)] = True
     return Calibration(every[chosen], every[~chosen], None if known is None else known[~chosen])
+
+
+def _spread(total: int, wanted: int) -> Tensor:
+    """``wanted`` integers in 0..``total`` - 1, one in each of as many equal parts; all if there are no more.
+
+    Which one is random, though the same in every call: equal steps find a single class if classes alternate.
+    """
+    starts = spread(total, wanted)
+    sizes = torch.cat((starts[1:], torch.tensor([total]))) - starts
+    random = torch.rand(len(starts), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return starts + (random * sizes).long()
 
 
 def _parts(
@@ -116,9 +127,9 @@ def _parts(
     if isinstance(source, (str, PathLike)):
         yield from _files(Path(source), size, wanted, scales, input)
     elif isinstance(source, Tensor):
-        yield source[spread(len(source), wanted)] if source.dim() == 4 else source, None
+        yield source[_spread(len(source), wanted)] if source.dim() == 4 else source, None
     elif hasattr(source, "batch") and hasattr(source, "labels"):
-        numbers = spread(len(source), wanted).tolist()
+        numbers = _spread(len(source), wanted).tolist()
         chunks = [numbers[start : start + _READ] for start in range(0, len(numbers), _READ)]
         for chunk in track(chunks, "reading images"):
             yield source.batch(chunk, 0)
@@ -176,7 +187,7 @@ def _files(
 def in_folder(folder: Path, input: Input, wanted: int) -> Iterator[Tensor]:
     """Up to ``wanted`` readable images below ``folder``, a few at a time, (N, 3, H, W) uint8."""
     found = list(find([folder]))
-    numbers = spread(len(found), wanted).tolist()
+    numbers = _spread(len(found), wanted).tolist()
     chosen = track([found[number] for number in numbers], "reading images")
     others = (found[number] for number in _others(len(found), numbers))
     prepared = islice(images(chain(chosen, others), input), wanted)

@@ -27,7 +27,8 @@ from .evaluating import evaluating
 from .meta import empty_copy
 
 _CLASSIFIERS = ("fc", "classifier", "head", "heads")  # the names of classifiers in torchvision's networks
-_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}  # used only in training
+AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+"""torchvision's networks with auxiliary classifiers, which are used only in training: the names of these."""
 _IMAGE_CHANNELS = 3
 _HALF = (112, 112)  # the size of low for an image of 224 x 224
 
@@ -116,11 +117,15 @@ def without_classifier(network: nn.Module) -> nn.Module:
 def torchvision_network(name: str, **options: Any) -> nn.Module:
     """The network ``name`` from torchvision, made with ``options``, with a single output.
 
-    The auxiliary classifiers that GoogLeNet and Inception v3 use in training are removed.
+    The auxiliary classifiers that GoogLeNet and Inception v3 use in training are removed. With torchvision's
+    weights these two would rescale their input, which no file of weights says, so a network that is loaded
+    from a file would compute something else: images have to be prepared with a mean and deviation of 0.5.
     """
     from torchvision import models
 
-    auxiliary = _AUXILIARY.get(name, ())
+    auxiliary = AUXILIARY.get(name, ())
+    if auxiliary:
+        options = {"transform_input": False, **options}
     if auxiliary and not options.get("weights"):
         options = {"init_weights": True, **options}  # without it torchvision warns
     network: nn.Module = models.get_model(name, **options)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wae.data.input import INTERPOLATIONS, Input
 from wae.models.baselines import FullResolution
-from wae.models.bodies import is_timm, is_torchvision, torchvision_network
+from wae.models.bodies import AUXILIARY, is_timm, is_torchvision, torchvision_network
 from wae.models.own import own_copy, own_network
 from wae.models.registry import NetworkError
 from wae.storage import weights_file
@@ -36,6 +36,7 @@ TIMM = "timm"
 """Stands for timm's weights of the network as a source; they may be downloaded."""
 
 _IMAGENET_CLASSES = 1000
+_HALVES = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -139,13 +140,15 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
     else:
         network, sources = _from_file(weights, make, classes)
     (size,), (resize,) = preset.crop_size, preset.resize_size
+    # GoogLeNet and Inception v3 do not rescale what the preset normalises: see torchvision_network
+    mean, std = (_HALVES, _HALVES) if name in AUXILIARY else (_three(preset.mean), _three(preset.std))
     return Original(
         name,
         network.eval(),
         number_of_scores(network),
         Input(size, resize, interpolation=preset.interpolation.value),
-        _three(preset.mean),
-        _three(preset.std),
+        mean,
+        std,
         sources=sources,
     )
 

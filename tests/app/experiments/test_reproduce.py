@@ -101,7 +101,7 @@ def test_trainings_that_were_left_out_are_named_below_the_table(tmp_path, monkey
 
     def rows(results, claim):
         assert results == outcomes[1:]
-        return [Row("WAE", [0.5], 10, 5.0)]
+        return [Row("WAE", [0], [0.5], 10, 5.0)]
 
     monkeypatch.setattr("wae.experiments.machine.OtherPrograms.cores", lambda others: cores)
     monkeypatch.setattr(reproduce, "run", lambda *_: outcomes)
@@ -168,7 +168,9 @@ def test_the_table_of_a_read_only_folder_is_printed(tmp_path, monkeypatch, capsy
 
     monkeypatch.setattr("wae.storage.files.written", written)
     monkeypatch.setattr(reproduce, "run", lambda *_: [])
-    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [Row("WAE", [0.5], 10, 5.0)])
+    monkeypatch.setattr(
+        "wae.experiments.reproduction.table.rows", lambda *_: [Row("WAE", [0], [0.5], 10, 5.0)]
+    )
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == status
     printed = capsys.readouterr()
     said = f"wae: {tmp_path}: {os.strerror(number)}; the table is printed but not saved\n"
@@ -246,15 +248,16 @@ def test_a_folder_without_the_data_is_an_error_that_names_it(tmp_path, capsys):
 
 def test_the_table_as_json(tmp_path, capsys, monkeypatch):
     accuracies = {"28 x 28": 0.9, "14 x 14": 0.8, "WAE": 0.89}
-    rows = [Row(network, [accuracy], 10, 5.0, [accuracy**2]) for network, accuracy in accuracies.items()]
+    rows = [Row(network, [0], [accuracy], 10, 5.0, [accuracy**2]) for network, accuracy in accuracies.items()]
     monkeypatch.setattr("wae.commands.reproduce._watch", lambda *_: [])
     monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: rows)
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), "--json"]) == 0
     printed = capsys.readouterr()
     found = {row.pop("network"): row for row in json.loads(printed.out)["networks"]}
     assert found["WAE"] == {
-        "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0, "recovered": pytest.approx(0.9),
-        "remeasured": [0.89**2], "recovered_remeasured": pytest.approx((0.89**2 - 0.64) / 0.17),
+        "seeds": [0], "accuracies": [0.89], "multiply_adds": 10, "microseconds": 5.0,
+        "recovered": pytest.approx(0.9), "remeasured": [0.89**2],
+        "recovered_remeasured": pytest.approx((0.89**2 - 0.64) / 0.17),
     }  # fmt: skip
     assert "Measuring their times on this machine" in printed.err
     assert "| WAE | 89.00 % |" in (tmp_path / "table.md").read_text()

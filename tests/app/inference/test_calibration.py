@@ -20,11 +20,23 @@ def test_calibration_and_check_share_no_image():
     assert not calibrating & checking
 
 
-def test_images_are_spread_evenly_over_many(monkeypatch):
-    monkeypatch.setattr(calibration, "CHECKED", 10)
+@pytest.mark.parametrize("checked", [10, 300])
+def test_images_are_spread_evenly_over_many(monkeypatch, checked):
+    """Those that calibrate were among the first if more are checked: of the first classes of a folder."""
+    monkeypatch.setattr(calibration, "CHECKED", checked)
     data = torch.arange(1000.0).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
     found = gather(data, SIZE, 10, True)
-    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 1000, 100))
+    numbers, others = (part[:, 0, 0, 0].long() for part in (found.images, found.held_out))
+    assert (numbers // 100).tolist() == list(range(10))
+    assert (others // 100).bincount().tolist() == [checked // 10] * 10
+
+
+@pytest.mark.parametrize("number", [20, 2000])
+def test_if_classes_alternate_both_kinds_of_images_are_of_all_classes(number):
+    """Each had a class of its own."""
+    data = (torch.arange(number) % 2).view(-1, 1, 1, 1).expand(-1, 3, *SIZE).float()
+    for part in gather(data, SIZE, 10, True)[:2]:
+        assert part[:, 0, 0, 0].unique().tolist() == [0, 1]
 
 
 def test_labels_stay_with_their_images():
@@ -63,7 +75,7 @@ def test_a_loader_without_labels_may_yield_lists_of_one_tensor():
     """As a DataLoader over a TensorDataset does."""
     data = torch.arange(20.0).view(20, 1, 1, 1).expand(20, 3, *SIZE)
     found = gather(DataLoader(TensorDataset(data), 5), SIZE, 10, True)
-    assert found.images[:, 0, 0, 0].tolist() == list(range(0, 20, 2))
+    assert (found.images[:, 0, 0, 0] // 2).tolist() == list(range(10))
     assert found.labels is None
 
 
@@ -106,7 +118,8 @@ def test_images_from_a_folder(tmp_path):
         Image.new("RGB", (40, 30), (n, n, n)).save(tmp_path / f"{n:02}.png")
     (tmp_path / "notes.txt").write_text("no image")
     found = gather(tmp_path, (16, 16), 5, True)
-    assert found.images[:, 0, 0, 0].tolist() == [0, 2, 4, 6, 8]
+    starts = torch.tensor([2, 4, 7, 9])  # of four of the five parts of 12
+    assert torch.bucketize(found.images[:, 0, 0, 0].long(), starts, right=True).tolist() == [0, 1, 2, 3, 4]
     assert found.labels is None
     with pytest.raises(CalibrationError, match="only for a network that scales its images itself"):
         gather(tmp_path, (16, 16), 5, False)

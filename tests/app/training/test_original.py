@@ -1,6 +1,7 @@
 """Opening a trained classifier with its weights and preprocessing, and building WAE around it."""
 
 import http.client
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,6 +48,29 @@ def test_torchvision_weights_come_from_its_cache(tmp_path, monkeypatch):
     with torch.no_grad():
         scores = original.classifier()(pixels[None])
         assert (scores - original.network(expected[None])).norm() <= 1e-5 * scores.norm()
+
+
+@pytest.mark.parametrize("source", ["torchvision", "file"])
+def test_googlenet_computes_what_torchvisions_does_and_so_does_its_copy_by_name(
+    tmp_path, monkeypatch, source
+):
+    """With its weights torchvision's network rescales images, which the weights do not say."""
+    name = "googlenet"
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    random = torchvision.models.get_model(name, init_weights=False).state_dict()
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda *_, **__: random)
+    torch.save({key: tensor for key, tensor in random.items() if "aux" not in key}, tmp_path / "w.pth")
+    original = open_original(name, source if source == "torchvision" else str(tmp_path / "w.pth"), 10)
+    pixels, preset = torch.randint(256, (1, 3, 96, 96), dtype=torch.uint8), weights.transforms()
+    stock = torchvision.models.get_model(name, weights=weights).eval()
+    named_network = named(name, 1000).network.eval()
+    named_network.load_state_dict(original.network.state_dict())
+    with torch.no_grad():
+        expected = stock(torchvision.transforms.functional.normalize(pixels / 255, preset.mean, preset.std))
+        scores = original.classifier()(pixels)
+        again = replace(original, network=named_network).classifier()(pixels)
+    assert (scores - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.equal(again, scores)
 
 
 def test_timm_weights_come_from_its_cache(tmp_path, monkeypatch):

@@ -6,11 +6,14 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
+
 from wae.models.accelerated import Form
 from wae.training.small_data import OPTIMIZERS
 from wae.training.trainer import DivergedError, TrainingError
 from wae.wording import counted
 
+from .data import Images
 from .folder import Record
 from .networks import initialised, teacher
 from .plans import plan_for
@@ -21,7 +24,7 @@ from .training import fit, forget
 
 _Key = TypeVar("_Key", bound=Hashable)
 
-_HELD_OUT = 5  # every fifth training image is held out
+_HELD_OUT = 5  # every fifth training image of each class is held out
 _SHORTER = 4  # a trial has a quarter of the plan's epochs
 _WEIGHT = 1.0  # of the distillation that is tried
 
@@ -60,8 +63,7 @@ def best(tried: Mapping[_Key, float | None], settings: Settings) -> _Key:
 
 def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
     sets = task.sets(form.size)
-    held_out = range(0, len(sets.plain), _HELD_OUT)
-    rest = [number for number in range(len(sets.plain)) if number % _HELD_OUT]
+    held_out, rest = _divided(sets.plain)
     plan = plan_for(task, len(rest), recipe)
     stages = (stage.lasting(max(1, round(stage.epochs / _SHORTER))) for stage in plan.stages)
     plan = replace(plan, stages=tuple(stages))
@@ -76,6 +78,16 @@ def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
         return None
     assert history[-1].accuracy is not None
     return history[-1].accuracy.score
+
+
+def _divided(data: Images) -> tuple[list[int], list[int]]:
+    """The numbers of the images that are held out, and of the others.
+
+    They are counted class by class: every fifth of all could be of one class, as in ten that take turns.
+    """
+    by_class = torch.as_tensor(data.targets).argsort(stable=True).tolist()
+    held_out = sorted(by_class[::_HELD_OUT])
+    return held_out, sorted(set(by_class) - set(held_out))
 
 
 def best_optimizer(task: Task, record: Record, form: Form) -> dict[str, Any]:

@@ -21,8 +21,10 @@ class Row:
     """One network's line in the table."""
 
     network: str
+    seeds: Sequence[int]
+    """Those that were trained: the pruned networks have one, and a training may be left out."""
     accuracies: list[float]
-    """Of each seed."""
+    """Of each of the seeds."""
     multiply_adds: int
     """On one image."""
     microseconds: float
@@ -59,6 +61,7 @@ def rows(results: Sequence[Result], claim: Claim, seconds: float = 10.0) -> list
     return [
         Row(
             name,
+            [result.seed for result in of[name]],
             [result.accuracy for result in of[name]],
             of[name][0].multiply_adds,
             1e6 * times[name] if name in times else 1e6 * times[WAE] * of[name][0].start["time"],
@@ -88,13 +91,16 @@ def _inference(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 def recovered(table: Sequence[Row], claim: Claim, network: str) -> float | None:
     """The share that ``network`` recovers of the accuracy lost by halving the resolution.
 
-    None if the table lacks one of the three networks, or if nothing was lost.
+    All three means are of the seeds that the three networks share, because seeds differ by as much as
+    networks do. None if there is no such seed, or if nothing was lost.
     """
-    means = {row.network: row.mean for row in table}
-    full, half = means.get(claim.full), means.get(claim.half)
-    if full is None or half is None or network not in means or full <= half:
+    of = {row.network: dict(zip(row.seeds, row.accuracies, strict=True)) for row in table}
+    three = [of.get(name, {}) for name in (claim.full, claim.half, network)]
+    seeds = set.intersection(*map(set, three))
+    if not seeds:
         return None
-    return (means[network] - half) / (full - half)
+    full, half, own = (statistics.fmean(accuracies[seed] for seed in seeds) for accuracies in three)
+    return None if full <= half else (own - half) / (full - half)
 
 
 def reestimated(table: Sequence[Row]) -> list[Row]:
@@ -105,16 +111,20 @@ def reestimated(table: Sequence[Row]) -> list[Row]:
 def markdown(table: Sequence[Row], claim: Claim) -> str:
     """The table in Markdown."""
     full = next((row.multiply_adds for row in table if row.network == claim.full), None)
+    seeds = sorted({seed for row in table for seed in row.seeds})
     updated = {row.network: row for row in reestimated(table)}
     head = [f"network | {claim.measure}, mean of seeds | spread | recovered | multiply-adds | time per image"]
     head += ["re-estimated statistics | recovered"] * bool(updated)
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (7 if updated else 5) + "|"]
     for row in table:
+        mean = f"{100 * row.mean:.2f} %"
+        if sorted(row.seeds) != seeds:
+            mean += f" (seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))})"
         spread = "" if row.spread is None else f"{100 * row.spread:.2f}"
         cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
         cells = [
             row.network,
-            f"{100 * row.mean:.2f} %",
+            mean,
             spread,
             _recovered_percent(table, claim, row.network),
         ]

@@ -13,7 +13,7 @@ from wae.inference.timing import Timing
 
 def test_the_recovered_share_and_the_table():
     def row(network, *accuracies):
-        return Row(network, list(accuracies), 10_000_000, 5.0)
+        return Row(network, range(len(accuracies)), list(accuracies), 10_000_000, 5.0)
 
     table = [row("28 x 28", 0.90, 0.92), row("14 x 14", 0.80, 0.82), row("WAE", 0.89, 0.91)]
     assert recovered(table, DIGITS, "WAE") == pytest.approx(0.9)
@@ -28,9 +28,24 @@ def test_the_recovered_share_and_the_table():
     assert recovered(nothing_lost, DIGITS, "WAE") is None
 
 
+def test_a_share_is_of_the_seeds_that_the_networks_have_in_common():
+    """It compared the mean of some seeds with the means of all, as for pruned networks, which have one."""
+    table = [
+        Row("28 x 28", [0, 1, 2], [0.90, 0.94, 0.92], 10, 5.0),
+        Row("14 x 14", [0, 1, 2], [0.80, 0.86, 0.82], 10, 5.0),
+        Row("WAE", [0], [0.89], 10, 5.0),
+        Row("WAE, mimic", [2, 1], [0.91, 0.93], 10, 5.0),
+        Row("Wavelet+CNN", [3], [0.99], 10, 5.0),
+    ]
+    shares = [recovered(table, DIGITS, row.network) for row in table]
+    assert shares == [1, 0, pytest.approx(0.9), pytest.approx(0.08 / 0.09), None]
+    means = [line.split(" | ")[1] for line in markdown(table[:-1], DIGITS).splitlines()[2:]]
+    assert means == ["92.00 %", "82.67 %", "89.00 % (seed 0)", "92.00 % (seeds 2, 1)"]
+
+
 def test_accuracies_with_reestimated_statistics_have_their_own_columns():
     table = [
-        Row(name, [accuracy], 10_000_000, 5.0, remeasured)
+        Row(name, [0], [accuracy], 10_000_000, 5.0, remeasured)
         for name, accuracy, remeasured in (
             ("28 x 28", 0.9, [0.92]),
             ("14 x 14", 0.8, [0.82]),
