@@ -272,7 +272,8 @@ def test_calibration_files_are_prepared_as_the_checkpoint_says(tmp_path, monkeyp
         assert torch.equal(red, green)
         assert torch.equal(red, blue)
     deploy(tiny(), size, engine="eager", **options)
-    assert [found.images[0, :, 0, 0].tolist() for found in gathered] == [[151] * 3, [151] * 3, [0, 255, 9]]
+    first = [found.images[0, :, 0, 0].tolist() for found in gathered]  # of the second file: see gather
+    assert first == [[145] * 3, [145] * 3, [20, 235, 9]]
 
 
 def test_auto_tries_int8_only_with_calibration(monkeypatch):
