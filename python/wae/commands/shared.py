@@ -200,11 +200,11 @@ def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] |
     """The images of ``--calibrate``, prepared for the network; None without the option."""
     if options.calibrate is None:
         return None
-    from wae.inference.calibration import CHECKED, CalibrationError, in_folder
+    from wae.inference.calibration import CalibrationError, in_folder, most
 
     if not options.calibrate.is_dir():
         raise CalibrationError(f"--calibrate: {options.calibrate} is not a folder")
-    return in_folder(options.calibrate, input, 100 + CHECKED)
+    return in_folder(options.calibrate, input, most(100, input.shape))
 
 
 @contextmanager

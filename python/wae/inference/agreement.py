@@ -37,44 +37,42 @@ class DisagreementError(WaeError, RuntimeError):
     """A deployed or exported model does not compute what the original model does."""
 
 
-def agreement(found: Tensor, wanted: Tensor, data: Calibration) -> dict[str, Any]:
-    """The entries of :func:`wae.deploy`'s report that compare two predictions.
+def agreement(run: Run, batch: int, named: Tensor, data: Calibration, device: torch.device) -> dict[str, Any]:
+    """The entries of :func:`wae.deploy`'s report that compare ``run`` with the model on the held-out images.
 
-    Args:
-        found: the classes that the deployed model predicts, (N,) or (N, H, W), int64 on the CPU.
-        wanted: the classes that the original model predicts, likewise.
-        data: the images, and their labels if there are any. Labels below 0 do not count for accuracy.
-    """
-    same = float((found == wanted).double().mean())
-    accuracy, drop = None, 1 - same
-    if data.labels is not None:
-        counted = data.labels >= 0
-        right = [float((classes == data.labels)[counted].double().mean()) for classes in (wanted, found)]
-        accuracy, drop = dict(zip(("model", "deployed"), right, strict=True)), right[0] - right[1]
-    return {
-        "calibration_images": len(data.images),
-        "checked_images": len(found),
-        "agreement": same,
-        "accuracy": accuracy,
-        "drop": drop,
-    }
-
-
-def classes_of(run: Run, images: Tensor, batch: int, device: torch.device) -> Tensor:
-    """The class that ``run`` predicts for each image, or for each pixel.
+    Only counts are kept: the classes of all pixels would take much memory.
 
     Args:
         run: takes images and returns their scores.
-        images: (M, 3, H, W).
         batch: the number of images in a call of ``run``; the last batch is padded to it.
+        named: the classes that the model predicts: see :func:`named_by`.
+        data: the images, and their labels if there are any. Labels below 0 do not count for accuracy.
         device: where ``run`` takes its images.
-
-    Returns:
-        (M,) or (M, H, W), int64 on the CPU.
     """
-    # copied because a network may change its input
-    scores = (run(filled(part, batch).to(device, copy=True))[: len(part)] for part in images.split(batch))
-    return torch.cat([part.argmax(1).cpu() for part in scores])
+    same = total = 0
+    right = [0, 0]
+    every = (data.held_out, named) if data.labels is None else (data.held_out, named, data.labels)
+    for images, wanted, *labels in zip(*(x.split(batch) for x in every), strict=True):
+        # copied because a network may change its input
+        scores = run(filled(images, batch).to(device, copy=True))[: len(images)]
+        found = scores.argmax(1).cpu()
+        same += int((found == wanted).sum())
+        for label in labels:
+            counts = label >= 0
+            total += int(counts.sum())
+            right = [n + int((x == label)[counts].sum()) for n, x in zip(right, (wanted, found), strict=True)]
+    share = same / named.numel()
+    accuracy, drop = None, 1 - share
+    if data.labels is not None:
+        accuracy = {"model": right[0] / total, "deployed": right[1] / total}
+        drop = accuracy["model"] - accuracy["deployed"]
+    return {
+        "calibration_images": len(data.images),
+        "checked_images": len(named),
+        "agreement": share,
+        "accuracy": accuracy,
+        "drop": drop,
+    }
 
 
 def require_no_drop(what: str, report: dict[str, Any]) -> None:
@@ -240,7 +238,7 @@ def named_by(model: nn.Module, data: Calibration) -> Tensor:
     """The classes that ``model`` predicts for the held-out images or their pixels.
 
     Returns:
-        (N,) or (N, H, W), int64 on the CPU.
+        (N,) or (N, H, W), int32 on the CPU.
 
     Raises:
         ValueError: see :func:`scores_of`.
@@ -250,7 +248,7 @@ def named_by(model: nn.Module, data: Calibration) -> Tensor:
     classes, parts = 0, []
     for part in scores:
         classes = part.shape[1]
-        parts.append(part.argmax(1).cpu())
+        parts.append(part.argmax(1).int().cpu())
     named = torch.cat(parts)
     if data.labels is not None:
         _check_labels(data.labels, named, classes)

@@ -22,7 +22,8 @@ from .precision import IMAGES
 from .reading import images
 
 CHECKED = 1_000
-"""The most images that a precision is checked on."""
+"""The most images that a precision is checked on; fewer if they are larger than 512 x 512."""
+_PIXELS = CHECKED * 512**2  # of the images to check on: they, their labels and their classes are in memory
 
 STEP = 4
 """Images in a batch of the calibration."""
@@ -59,8 +60,8 @@ def gather(
         source: see :data:`Source`. Both sets of images are spread over all of a tensor, a data set or a
             folder. Any other iterable is read from its start, so it should be in random order.
         size: (H, W) of the network's images. Files are resized and cropped to it; it must then be a square.
-        count: the number of images to calibrate on. At least the same number is needed to check on; up to
-            ``max(count, CHECKED)`` are used.
+        count: the number of images to calibrate on. At least the same number is needed to check on, and more
+            are used: see :func:`most`.
         scales: whether the network scales its images itself. Files can be read only for such a network.
         input: how a file becomes an image of the network; its size is replaced by ``size``.
 
@@ -74,8 +75,14 @@ def gather(
         return _gathered(source, size, count, scales, input)
 
 
+def most(count: int, size: tuple[int, int]) -> int:
+    """The most images of ``size`` (H, W) that are read to calibrate on ``count`` and check on others."""
+    height, width = size
+    return count + max(count, min(CHECKED, _PIXELS // (height * width)))
+
+
 def _gathered(source: Source, size: tuple[int, int], count: int, scales: bool, input: Input) -> Calibration:
-    wanted = count + max(count, CHECKED)
+    wanted = most(count, size)
     parts: list[Tensor] = []
     labels: list[Tensor] = []
     total = 0

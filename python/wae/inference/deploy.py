@@ -32,7 +32,6 @@ from .agreement import (
     DisagreementError,
     agreement,
     check_parts,
-    classes_of,
     dependence_on_number,
     named_by,
     other_images,
@@ -368,11 +367,10 @@ def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[st
     """The report: see :func:`deploy`. ``encoder`` is what :func:`put_where_faster` returned."""
     assert task.calibration is not None
     assert task.named is not None
-    found = classes_of(deployed, task.calibration.held_out, deployed.batch, task.images.device)
     report = {
         "engine": deployed.engine,
         "precision": deployed.precision,
-        **agreement(found, task.named, task.calibration),
+        **agreement(deployed, deployed.batch, task.named, task.calibration, task.images.device),
         "max_drop": task.max_drop,
     }
     if deployed.precision == "int8":

@@ -40,7 +40,6 @@ from . import aoti, executorch
 from .agreement import (
     agreement,
     check_parts,
-    classes_of,
     named_by,
     other_images,
     require_equal_once,
@@ -199,8 +198,7 @@ def _made(
         differences = [relative_difference(x, y) for x, y in zip(scores, expected, strict=True)]
     report: dict[str, Any] = {"difference": max(differences)}
     if data is not None:
-        found = classes_of(run, data.held_out, batch or STEP, cases[0].device)
-        report |= agreement(found, named_by(model, data), data)
+        report |= agreement(run, batch or STEP, named_by(model, data), data, cases[0].device)
         if precision == "int8":
             report["layers"] = [list(movement) for movement in movements]
     return content, report

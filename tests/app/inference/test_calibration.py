@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from wae.data.input import Input
 from wae.inference import calibration
-from wae.inference.calibration import CalibrationError, gather
+from wae.inference.calibration import CHECKED, CalibrationError, gather, most
 
 
 def test_calibration_and_check_share_no_image():
@@ -37,6 +37,18 @@ def test_if_classes_alternate_both_kinds_of_images_are_of_all_classes(number):
     data = (torch.arange(number) % 2).view(-1, 1, 1, 1).expand(-1, 3, *SIZE).float()
     for part in gather(data, SIZE, 10, True)[:2]:
         assert part[:, 0, 0, 0].unique().tolist() == [0, 1]
+
+
+def test_fewer_images_are_held_out_if_they_are_large(monkeypatch):
+    """They, their labels and the classes of their pixels are in memory."""
+    assert most(100, (512, 512)) == 100 + CHECKED
+    assert most(100, (1024, 1024)) == 100 + CHECKED // 4
+    assert most(100, (2048, 2048)) == 100 + 100
+    monkeypatch.setattr(calibration, "_PIXELS", 12 * 16)
+    data = torch.zeros(1).expand(50, 3, 4, 4)
+    labels = torch.zeros(1).expand(50, 4, 4)
+    found = gather([(data, labels)], (4, 4), 10, True)
+    assert (len(found.images), len(found.held_out), len(found.labels)) == (10, 12, 12)
 
 
 def test_labels_stay_with_their_images():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_networks import assert_close, needs, photos, with_statistics
 from test_int8 import INT8
 from torch import Tensor, nn
@@ -185,11 +186,13 @@ def test_int8_predicts_the_models_classes_of_most_pixels(engine: str, model: WAE
 
 
 def test_pixels_that_are_not_counted_do_not_affect_the_accuracy() -> None:
-    wanted = torch.tensor([[[0, 1], [2, 2]]])
-    found = torch.tensor([[[0, 1], [2, 0]]])
-    labels = torch.tensor([[[0, 0], [-100, 2]]])
-    data = Calibration(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), labels)
-    report = agreement(found, wanted, data)
+    wanted = torch.tensor([[[0, 1], [2, 2]]]).expand(3, 2, 2)
+    images = torch.tensor([[[0, 1], [2, 0]]]).expand(3, 3, 2, 2)  # of the classes that are found
+    labels = torch.tensor([[[0, 0], [-100, 2]]]).expand(3, 2, 2)
+    data = Calibration(images, images, labels)
+    report = agreement(
+        lambda given: F.one_hot(given[:, 0], 3).movedim(-1, 1), 2, wanted, data, torch.device("cpu")
+    )
     assert report["agreement"] == 0.75
     assert report["accuracy"] == {"model": 2 / 3, "deployed": 1 / 3}
     assert report["drop"] == pytest.approx(1 / 3)
