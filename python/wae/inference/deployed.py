@@ -157,7 +157,7 @@ class Deployed:
         number = inputs[0].shape[0]
         if number == self.batch:
             return self._run
-        alone = number == 1
+        alone = number == 1 and not self._compared_as_made
         if alone not in self._run_any:
             run = self._run_any.get(not alone) or self._opened(inputs)
             self._require_same(run, "prepared for any number of images", self._comparable(run, alone))
@@ -170,6 +170,11 @@ class Deployed:
         # cloned, and made again in a comparison, because a network may change its input
         return self._engine.open(self._prepared, None, [x.clone() for x in inputs])
 
+    @property
+    def _compared_as_made(self) -> bool:
+        """Whether a runner for any number is compared on :attr:`batch` images, whatever the call's number."""
+        return self._engine.foreign or self._depends_on_number
+
     def _comparable(self, run: Run, alone: bool) -> int:
         """The number of images on which ``run``, for any number, is compared: 1 if ``alone``, else several.
 
@@ -178,7 +183,7 @@ class Deployed:
         on each other, or those of a single one have another shape.
         """
         number = 1 if alone else max(self.batch, 2)
-        if number == self.batch or self._engine.foreign or self._depends_on_number:
+        if number == self.batch or self._compared_as_made:
             return self.batch
         takes_one = run if alone else self._run
         with self._engine.errors():

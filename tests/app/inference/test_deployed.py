@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -322,15 +323,20 @@ def test_disagreement_on_one_image_is_refused_if_the_batch_is_larger(first, mode
             assert_close(deployed(images := photos(3)), model(images))
 
 
-def test_each_other_number_of_images_is_compared_once(model, monkeypatch):
+@pytest.mark.parametrize(
+    ("foreign", "depends", "wanted"), [(False, False, [3, 1]), (True, False, [3]), (False, True, [3])]
+)
+def test_each_other_number_of_images_is_compared_once(foreign, depends, wanted, model, monkeypatch):
+    """Where a single image is compared as several are, this is not done twice."""
     deployed = odd(monkeypatch, model, lambda module: module, batch=3)
+    deployed._engine, deployed._depends_on_number = replace(deployed._engine, foreign=foreign), depends
     compare, compared = deployed._require_same, []
     monkeypatch.setattr(
         deployed, "_require_same", lambda *given: compared.append(given[-1]) or compare(*given)
     )
     for number in (2, 1, 3, 4, 1, 2):
         deployed(photos(number))
-    assert compared == [3, 1]
+    assert compared == wanted
 
 
 @pytest.mark.parametrize("batch", [1, 2])
