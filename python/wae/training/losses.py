@@ -71,8 +71,8 @@ def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tens
         wanted: the teacher's scores, of the same shape.
         temperature: above 0.
     """
-    # Autocast on a CPU would compute the logarithms in 16 bits, whose rounding hides the distance of a student
-    # that is near its teacher.
+    # Autocast on a CPU would compute the logarithms in 16 bits, whose rounding hides the distance of a
+    # student that is near its teacher.
     exact = torch.promote_types(scores.dtype, torch.float32)
     ours, theirs = (F.log_softmax(x.to(exact) / temperature, dim=1) for x in (scores, wanted))
     total = F.kl_div(ours, theirs, reduction="sum", log_target=True)
