@@ -164,6 +164,11 @@ def _shares(scores: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- output
 
 
+def _name_of_number(of_pixels: bool) -> str:
+    """What the number beside a class is."""
+    return "share" if of_pixels else "probability"
+
+
 class JsonLines:
     """Writes a line of JSON for each image: ``path``, and ``error`` or ``classes``, the most probable first.
 
@@ -179,7 +184,7 @@ class JsonLines:
     """The lines before all others."""
 
     def __init__(self, labels: Sequence[str] | None, of_pixels: bool = False) -> None:
-        self._labels, self._number = labels, "share" if of_pixels else "probability"
+        self._labels, self._number = labels, _name_of_number(of_pixels)
 
     def lines(self, prediction: Prediction) -> Iterator[str]:
         """The line of ``prediction``."""
@@ -194,9 +199,9 @@ class JsonLines:
         """An entry for each class in the ranking of ``prediction``."""
         return [self._entry(*entry) for entry in prediction.ranking]
 
-    def _entry(self, number: int, share: float) -> dict[str, object]:
+    def _entry(self, number: int, value: float) -> dict[str, object]:
         label = {"label": self._labels[number]} if self._labels else {}
-        return {"class": number, **label, self._number: share}
+        return {"class": number, **label, self._number: value}
 
 
 class Table:
@@ -204,13 +209,15 @@ class Table:
 
     Args:
         labels: the names of the classes; None for their numbers.
-        of_pixels: makes no difference here: a share is of the probability, or of the pixels.
+        of_pixels: whether the network is a segmentation network.
     """
 
     def __init__(self, labels: Sequence[str] | None, of_pixels: bool = False) -> None:
         self._labels = None if labels is None else [printable(label) for label in labels]
         self._width = max(map(len, (*(self._labels or ()), "class")))
-        self.head = (self._line("share", "class", "image"),)
+        name = _name_of_number(of_pixels)
+        self._number_width = max(len("100.0 %"), len(name))
+        self.head = (self._line(name, "class", "image"),)
 
     def lines(self, prediction: Prediction) -> Iterator[str]:
         """The lines of one image, the first with its name; none if there is an error."""
@@ -220,8 +227,8 @@ class Table:
             yield self._line(f"{100 * probability:.1f} %", label, image)
             image = ""
 
-    def _line(self, share: str, label: str, image: str) -> str:
-        return f"{share:>7}  {label:<{self._width}}  {image}".rstrip()
+    def _line(self, number: str, label: str, image: str) -> str:
+        return f"{number:>{self._number_width}}  {label:<{self._width}}  {image}".rstrip()
 
 
 FORMATS: dict[str, type[JsonLines | Table]] = {"table": Table, "jsonl": JsonLines}

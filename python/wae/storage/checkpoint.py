@@ -243,7 +243,10 @@ def _read(path: Path | str) -> tuple[Description, _Shapes]:
     try:
         described = _parsed(header.recipe)
     except KeyError as error:
-        raise CheckpointError(f"{path}: this is no checkpoint of a classifier (without {error})") from None
+        why = f"its recipe has no {error}"
+        if header.of_training:
+            why = "it is what a training resumes from, and not the trained network"
+        raise CheckpointError(f"{path}: this is no checkpoint of a network: {why}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: its {error}") from None
     allowed = _OWN_DTYPES if described.is_own else _DTYPES

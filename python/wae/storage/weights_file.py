@@ -52,6 +52,11 @@ class Header(NamedTuple):
     dtypes: set[str]
     """The dtypes of the tensors, by safetensors' names, such as "F32"."""
 
+    @property
+    def of_training(self) -> bool:
+        """Whether the file is what a training resumes from."""
+        return any(name.startswith((_OPTIMIZER, _RECORD)) for name in self.shapes)
+
 
 def save(
     path: Path | str,

@@ -149,6 +149,12 @@ def test_predict_writes_the_maps(
     assert "b.png" in capsys.readouterr().err
 
 
+def test_the_table_is_of_shares(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo = save_image(tmp_path / "a.png")
+    assert run(photo, "--weights", checkpoint, "--format", "table") == 0
+    assert capsys.readouterr().out.startswith("  share  class  image\n")
+
+
 def test_maps_by_an_engine_agree(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

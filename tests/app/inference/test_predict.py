@@ -238,10 +238,10 @@ def test_table_format(photos, weights, capsys):
     classes = lines(capsys.readouterr().out)[0]["classes"]
     assert run(photos / "b.png", photos / "broken.png", "--weights", weights, "--format", "table") == 1
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head == "  share  class        image"
+    assert head == "probability  class        image"
     names = [f"  {photos / 'b.png'}", "", ""]
     assert rows == [
-        f"{100 * c['probability']:5.1f} %  {c['label']:<11}{name}".rstrip()
+        f"{100 * c['probability']:9.1f} %  {c['label']:<11}{name}".rstrip()
         for c, name in zip(classes, names, strict=True)
     ]
 
@@ -287,7 +287,7 @@ def test_output_file(photos, weights, tmp_path, capsys):
     assert "--force replaces it" in capsys.readouterr().err
     assert output.read_bytes() == before
     assert run(*arguments, "--force", "--format", "table") == 1
-    assert output.read_text().startswith("  share  class")
+    assert output.read_text().startswith("probability  class")
     assert os.listdir(output.parent) == [output.name]
 
 

@@ -206,7 +206,7 @@ def test_wrong_arguments_are_refused_before_serving(
     assert cli.main(["app", "--weights", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
     assert cli.main(["app", "--weights", str(WEIGHTS / "autoencoder.safetensors")]) == 1
-    assert "no checkpoint of a classifier" in capsys.readouterr().err
+    assert "no checkpoint of a network" in capsys.readouterr().err
 
 
 # The command, ended by each signal at several times after it starts to listen.

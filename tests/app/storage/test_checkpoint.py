@@ -313,8 +313,8 @@ def architecture(network="tiny", classes=3):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({}, "no checkpoint of a classifier .without 'architecture'"),
-        ({"architecture": {"network": "tiny"}}, "no checkpoint of a classifier .without 'classes'"),
+        ({}, "no checkpoint of a network: its recipe has no 'architecture'"),
+        ({"architecture": {"network": "tiny"}}, "no checkpoint of a network: its recipe has no 'classes'"),
         ({"architecture": [1]}, r"its architecture must be a JSON object, got \[1\]"),
         ([], r"its recipe must be a JSON object, got \[\]"),
         ("{", "its recipe is no JSON "),
@@ -407,6 +407,22 @@ def test_functions_for_classifiers_refuse_segmentation_networks(tmp_path, use):
         use(path)
 
 
+@pytest.mark.parametrize("rest", [{"optimizer": True}, {"record": b"{}\n"}], ids=["optimizer", "record"])
+def test_what_a_training_resumes_from_is_named_as_such(tmp_path, rest):
+    model, path = tiny(), tmp_path / "state.safetensors"
+    if "optimizer" in rest:
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        rest = {"optimizer": optimizer}
+    weights_file.save(path, model, {"plan": {}}, **rest)
+    with pytest.raises(
+        CheckpointError, match="it is what a training resumes from, and not the trained network"
+    ):
+        describe(path)
+
+
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="this is a folder"):
         load_classifier(tmp_path)
@@ -457,7 +473,7 @@ def test_dtypes_that_torch_lacks_are_refused(tmp_path, kind):
 
 
 def test_a_checkpoint_of_the_auto_encoder_is_refused():
-    with pytest.raises(CheckpointError, match="without 'architecture'"):
+    with pytest.raises(CheckpointError, match="its recipe has no 'architecture'"):
         load_classifier(weights_file.WEIGHTS / "autoencoder.safetensors")
 
 
