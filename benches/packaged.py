@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wae.storage.files import write
+
 from . import tables
-from .result_files import Result, write
+from .result_files import Result
 
 FILE = "python/wae/integrations/measured.json"
 
@@ -16,8 +18,7 @@ FILE = "python/wae/integrations/measured.json"
 def keep(results: Sequence[Result], root: Path) -> None:
     """Write :data:`FILE` from the benchmarks' ``results`` and the trainings in ``docs/results``."""
     data = {"speed": speed(results), "accuracy": accuracy(root / "docs" / "results")}
-    (root / FILE).parent.mkdir(parents=True, exist_ok=True)
-    write(root / FILE, json.dumps(data, indent=1) + "\n")
+    write(root / FILE, json.dumps(data, indent=1) + "\n", force=True)
 
 
 def speed(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -10,8 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from wae.storage.files import write
+
 from . import accuracy, accuracy_plot, deployed, packaged, plots, sizing, tables, targets
-from .result_files import Result, shown, write
+from .result_files import Result, shown
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benches/report.py writes from here -->", "<!-- to here -->"
@@ -31,7 +33,7 @@ def write_between(path: Path, body: str, begin: str = BEGIN) -> None:
     _, end, after = rest.partition(END)
     if not end:
         raise SystemExit(f"{path} must hold the lines\n{begin}\n{END}")
-    write(path, f"{before}{begin}\n\n{body}\n\n{END}{after}")
+    write(path, f"{before}{begin}\n\n{body}\n\n{END}{after}", force=True)
 
 
 def summary(results: list[Result], measured: list[deployed.Measured], figures: list[Path]) -> str:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from wae.storage.files import written
+from wae.storage.files import write
 
 Result = dict[str, Any]
 """A result file: "machine" and "benchmarks"."""
@@ -25,7 +25,6 @@ def keep(folder: Path, machine: dict[str, Any], benchmark: Benchmark) -> Path:
     Raises:
         ValueError: the file was measured on another machine, or under other limits.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / file_name(machine, benchmark["run"]["full"])
     result: Result = {"machine": machine, "benchmarks": []}
     if target.exists():
@@ -33,7 +32,8 @@ def keep(folder: Path, machine: dict[str, Any], benchmark: Benchmark) -> Path:
     if result["machine"] != machine:
         raise ValueError(f"{target} was measured on {result['machine']}, not on {machine}: move it away")
     kept = {b["name"]: b for b in result["benchmarks"]} | {benchmark["name"]: benchmark}
-    write(target, json.dumps({"machine": machine, "benchmarks": list(kept.values())}, indent=1) + "\n")
+    content = json.dumps({"machine": machine, "benchmarks": list(kept.values())}, indent=1) + "\n"
+    write(target, content, force=True)
     return target
 
 
@@ -54,9 +54,3 @@ def shown(folder: Path) -> list[Result]:
             continue
         results.append(json.loads(path.read_text(encoding="utf-8")))
     return results
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    with written(path, force=True) as file:
-        file.write(text.encode())

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     from wae.experiments import bench, bench_report
     from wae.models.pairs import pair
     from wae.models.registry import NetworkError
-    from wae.storage.files import refuse_existing
+    from wae.storage.files import refuse_existing, write
 
     _check_engines(options.engine or ())
     if options.calibrate is not None and "int8" not in options.precision:
@@ -105,9 +105,9 @@ def run(options: argparse.Namespace) -> int:
         print(line)
     if options.json is not None:
         data = {**bench.as_data(found, options.seconds), "verdict": verdict}
-        _write(options.json, json.dumps(data, indent=1) + "\n", options.force)
+        write(options.json, json.dumps(data, indent=1) + "\n", options.force)
     if options.output is not None:
-        _write(options.output, bench_report.page(found), options.force)
+        write(options.output, bench_report.page(found), options.force)
     return 1 if failures else 0
 
 
@@ -165,13 +165,6 @@ def _side(options: argparse.Namespace, name: str) -> int:
     from wae.models.registry import image_side
 
     return int(options.size or image_side(name))
-
-
-def _write(path: Path, text: str, force: bool) -> None:
-    from wae.storage.files import written
-
-    with written(path, force) as file:
-        file.write(text.encode())
 
 
 @contextmanager

@@ -177,14 +177,13 @@ def _reason(training: NotTrained) -> str:
 
 def _write(folder: Path, table: str, picture: Image | None) -> None:
     """Write the files. A folder that has all results may be read-only: then say so."""
-    from wae.storage.files import written
+    from wae.experiments.panels import png
+    from wae.storage.files import write
 
     try:
-        with written(folder / "table.md", force=True) as file:
-            file.write(f"{table}\n".encode())
+        write(folder / "table.md", f"{table}\n", force=True)
         if picture:
-            with written(folder / "picture.png", force=True) as file:
-                picture.save(file, "PNG")
+            write(folder / "picture.png", png(picture), force=True)
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise

@@ -33,7 +33,7 @@ from wae.models.plain import unwrapped
 from wae.models.stock import portable
 from wae.progress import bar
 from wae.storage.checkpoint import Description
-from wae.storage.files import refuse_existing, temporary_folder, written
+from wae.storage.files import refuse_existing, temporary_folder, write
 from wae.wording import counted
 
 from . import aoti, executorch
@@ -143,8 +143,7 @@ def export(
         if data is not None:
             report["max_drop"] = max_drop
             require_no_drop(f"the {file_format} file", report)
-    with written(path, force) as file:
-        file.write(content)
+    write(path, content, force)
     return report
 
 

@@ -58,6 +58,12 @@ def written(path: Path, force: bool = False, tidy: bool = True) -> Iterator[IO[b
         temporary.unlink(missing_ok=True)
 
 
+def write(path: Path, content: bytes | str, force: bool = False) -> None:
+    """Write ``content``, of which text becomes UTF-8, to ``path``: see :func:`written`."""
+    with written(path, force) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
 def remove_parts(path: Path) -> None:
     """Remove the temporary files that killed processes left behind for ``path``; those in use stay."""
     for stale in _stale(path, os.O_RDWR):

@@ -31,7 +31,7 @@ from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build
 from wae.progress import say
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
-from wae.storage.files import no_file, refuse_within, sha256, written
+from wae.storage.files import no_file, refuse_within, sha256, write
 from wae.storage.weights_file import CheckpointError
 from wae_kernels.nn import Decoder, Encoder
 
@@ -333,8 +333,7 @@ class _PlanFile(Observer):
 
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
         """See :class:`Observer`."""
-        with written(self._path, force=True) as file:
-            file.write(plan.as_toml().encode())
+        write(self._path, plan.as_toml(), force=True)
 
 
 def _note(console: Console, note: str) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wae.storage.files import read_json, written
+from wae.storage.files import read_json, write
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import changed
 from wae.training.processes import broadcast, is_first
@@ -61,8 +61,8 @@ class Record:
     def write(self) -> None:
         """Replace the file; only the first process does."""
         if is_first():
-            with written(self.path, force=True) as file:
-                file.write(json.dumps({"settings": self.settings, "found": self.found}, indent=1).encode())
+            content = json.dumps({"settings": self.settings, "found": self.found}, indent=1)
+            write(self.path, content, force=True)
 
 
 def open_record(folder: Path, settings: dict[str, Any]) -> Record:

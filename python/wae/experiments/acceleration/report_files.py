@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from wae.experiments import panels
-from wae.storage.files import written
+from wae.storage import files
 
 from . import report
 
@@ -23,8 +23,7 @@ _ENLARGED = 192  # the width of an image in the report, in pixels
 def write(folder: Path, name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> None:
     """Write report.md and report.html: see :func:`markdown` and :func:`page`."""
     for path, text in zip(FILES, (markdown(name, found), page(name, found, parts)), strict=True):
-        with written(folder / path, force=True) as file:
-            file.write(text.encode())
+        files.write(folder / path, text, force=True)
 
 
 def markdown(name: str, found: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from wae.models.counting import count
 from wae.models.meta import on_meta
 from wae.models.registry import build
 from wae.storage.checkpoint import load_classifier
-from wae.storage.files import read_json, written
+from wae.storage.files import read_json, write
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import find
 from wae.wording import first_line
@@ -184,8 +184,7 @@ class Imagenette(FineTuned):
             tensors: dict[str, Tensor] = {}
             for part, images in parts.items():
                 tensors[f"{part}.images"], tensors[f"{part}.targets"] = images.batch(range(len(images)), 0)
-            with written(path, force=True) as file:
-                file.write(safetensors.torch.save(tensors, metadata))
+            write(path, safetensors.torch.save(tensors, metadata), force=True)
         return path
 
     def sets(self, data: str | Path, seed: int) -> tuple[InMemory, InMemory]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wae.storage.files import read_json, remove_parts, written
+from wae.storage.files import read_json, remove_parts, write
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import differences
 from wae.wording import shown
@@ -101,8 +101,7 @@ def tidy(folder: Path, job: Job, claim: Claim) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content``; if that fails, the previous file remains."""
-    with written(path, force=True) as file:
-        file.write(f"{json.dumps(content, indent=1)}\n".encode())
+    write(path, f"{json.dumps(content, indent=1)}\n", force=True)
 
 
 def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
