@@ -230,10 +230,10 @@ def _round(result: Int8Encoder, name: str, layer: Any, inputs: Tensor, offset: T
     """Round ``layer`` to integers in ``result``; return what 1 in its sums stands for, by output channel."""
     weight = layer.weight.double() * inputs.view(1, -1, 1, 1)
     bias = layer.bias.double() + layer.weight.double().sum((2, 3)) @ offset
-    scale = weight.abs().amax((1, 2, 3)) / 127
-    scale = torch.where(scale > 0, scale, bias.abs().clamp_min(1e-30) / 2**20)  # channels with a bias only
+    # a channel with little or nothing but a bias, as training may leave it, takes its scale from the bias
+    scale = torch.maximum(weight.abs().amax((1, 2, 3)) / 127, bias.abs().clamp_min(1e-30) / MOST_BIAS)
     result.get_buffer(f"{name}_weight").copy_((weight / scale.view(-1, 1, 1, 1)).round())
-    result.get_buffer(f"{name}_bias").copy_((bias / scale).round().clamp(-MOST_BIAS, MOST_BIAS))
+    result.get_buffer(f"{name}_bias").copy_((bias / scale).round())
     return scale
 
 
