@@ -153,14 +153,18 @@ def _parts(
 
 
 def _pair(part: Any) -> tuple[Tensor, Tensor | None]:
-    """The images, and the labels or None, in an item of a loader."""
+    """Copies of the images, and of the labels or None, in an item of a loader.
+
+    They are copies because a loader may fill the same memory with its next images.
+    """
     images, *rest = part if isinstance(part, (tuple, list)) and part else (part,)
     if not isinstance(images, Tensor):
         raise CalibrationError(f"calibration: need tensors of images, got {type(images).__name__}")
+    images = images.to("cpu", copy=True)
     if not rest or rest[0] is None or images.dim() != 4:  # wrong images are refused by the caller
         return images, None
     try:
-        labels = torch.as_tensor(rest[0], device="cpu")
+        labels = torch.as_tensor(rest[0], device="cpu").clone()
     except (TypeError, ValueError, RuntimeError):
         raise CalibrationError(f"calibration: labels must be numbers, got {shown(rest[0])}") from None
     if labels.shape[:1] != images.shape[:1]:

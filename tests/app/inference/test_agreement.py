@@ -19,7 +19,14 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from wae.inference import precision
-from wae.inference.agreement import DisagreementError, dependence_on_number, require_equal
+from wae.inference.agreement import (
+    DisagreementError,
+    agreement,
+    dependence_on_number,
+    require_equal,
+    require_no_drop,
+)
+from wae.inference.calibration import Calibration
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, EngineError
 from wae.inference.export import export
@@ -72,6 +79,24 @@ def test_the_tolerance_depends_on_the_float32_precision_that_torch_allows(monkey
     ):
         with allowed(cudnn.conv, "ieee"), allowed(layers, setting):
             assert precision.tolerance(torch.float32, torch.device(device)) == most
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_drop_of_just_max_drop_is_accepted(labelled):
+    """In floating point 1 - 0.995 is more than 0.005, and five images of 1,000 were too many."""
+    wanted, numbers = torch.zeros(1000, dtype=torch.long), torch.arange(1000).view(-1, 1)
+    data = Calibration(numbers, numbers, wanted if labelled else None)
+    for wrong in (5, 6):
+        report = agreement(
+            lambda number, wrong=wrong: F.one_hot((number[:, 0] < wrong).long(), 2),
+            1000, wanted, data, torch.device("cpu"),
+        )  # fmt: skip
+        assert report["drop"] == wrong / 1000
+        report["max_drop"] = 0.005
+        if wrong == 5:
+            require_no_drop("it", report)
+    with pytest.raises(DisagreementError, match=r"loses 0\.60%"):
+        require_no_drop("it", report)
 
 
 def test_scores_that_are_nan_agree_with_nothing():

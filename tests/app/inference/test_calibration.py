@@ -59,6 +59,19 @@ def test_labels_stay_with_their_images():
     assert gather(batches, SIZE, 10, True).labels is None
 
 
+def test_a_loader_may_use_its_memory_again():
+    """As one does that reads into its own buffers. All images and labels were those of the last batch."""
+
+    def loader():
+        images, labels = torch.empty(2, 3, *SIZE), torch.empty(2, dtype=torch.long)
+        for number in range(10):
+            yield images.fill_(number), labels.fill_(number)
+
+    found = gather(loader(), SIZE, 10, True)
+    assert found.images[:, 0, 0, 0].tolist() == list(range(10))
+    assert found.labels.tolist() == list(range(10))
+
+
 def test_the_default_device_changes_nothing():
     """It is the network's own while one is deployed in inference mode, and loaders that shuffle fail then."""
     data = torch.arange(250.0).view(-1, 1, 1, 1).expand(-1, 3, *SIZE)
