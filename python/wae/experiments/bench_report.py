@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from rich.table import Table
@@ -14,6 +14,9 @@ from wae.wording import counted
 from .bench import Comparison
 from .machine import disturbance, limits, machine
 from .panels import data_url
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WORTH = 1.1  # a smaller speedup is not worth a training
 
@@ -140,14 +143,12 @@ BODY
 """
 
 
-def _figure(comparisons: Sequence[Comparison]) -> bytes:
-    """A PNG: images per second by engine and precision, one panel per comparison."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _figure(comparisons: Sequence[Comparison]) -> Figure:
+    """Images per second by engine and precision, one panel per comparison."""
     from matplotlib.figure import Figure
 
     most = max(len(c.rows) for c in comparisons)
-    figure = Figure(figsize=(9, len(comparisons) * (1 + 0.4 * most)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(9, len(comparisons) * (1 + 0.4 * most)), dpi=110, layout="constrained")
     axes = figure.subplots(len(comparisons), squeeze=False)[:, 0]
     for axis, comparison in zip(axes, comparisons, strict=True):
         places = range(len(comparison.rows))
@@ -164,6 +165,4 @@ def _figure(comparisons: Sequence[Comparison]) -> bytes:
         axis.set_title(f"{comparison.network}, batch {comparison.images}: images per second", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    return figure

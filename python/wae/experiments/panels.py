@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
@@ -17,6 +17,9 @@ from torch import Tensor
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.training.losses import energy_ratio, psnr
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _MARK = ("Software", "wae demo")  # in the metadata of every picture, to tell it from a user's file
 _STRIP = 22  # pixels of height for a line of text
 _GAP = 8
@@ -24,16 +27,19 @@ _SMALLEST, _LARGEST = 220, 800  # pixels of a panel's longer side; other images 
 _GREY = 128
 
 
-def png(image: Image.Image) -> bytes:
-    """The content of a PNG file of ``image``."""
+def png(picture: Image.Image | Figure) -> bytes:
+    """The content of a PNG file of ``picture``, an image or a figure of matplotlib."""
     file = io.BytesIO()
-    image.save(file, "PNG")
+    if isinstance(picture, Image.Image):
+        picture.save(file, "PNG")
+    else:
+        picture.savefig(file, format="png")
     return file.getvalue()
 
 
-def data_url(png: bytes) -> str:
-    """A PNG as the source of an image within an HTML page."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_url(picture: Image.Image | Figure) -> str:
+    """The source of an image within an HTML page: ``picture`` as a PNG, see :func:`png`."""
+    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
 
 
 def is_demo_picture(path: Path) -> bool:

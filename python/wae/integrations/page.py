@@ -204,7 +204,9 @@ def _line(text: str, wrong: bool = False) -> str:
 def _divided(parts: panels.Parts) -> str:
     """Both images in one place, with a border that, unlike Gradio's ImageSlider's, the keyboard can move."""
     zoom = panels.zoom_of(parts.image)
-    image, reconstruction = (_source(panels.draw(x, zoom)) for x in (parts.image, parts.reconstruction))
+    image, reconstruction = (
+        panels.data_url(panels.draw(x, zoom)) for x in (parts.image, parts.reconstruction)
+    )
     return (
         '<figure class="divided">'
         f'<img src="{image}" alt="the image, left of the border">'
@@ -214,11 +216,6 @@ def _divided(parts: panels.Parts) -> str:
         "oninput=\"this.closest('figure').style.setProperty('--at', this.value + '%')\">"
         "</label></figure>"
     )
-
-
-def _source(image: Image.Image) -> str:
-    """``image`` as a PNG in a data URL."""
-    return panels.data_url(panels.png(image))
 
 
 def _label(answer: answers.Answer) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,6 +13,9 @@ from wae.experiments import panels
 from wae.storage import files
 
 from . import report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILES = ("report.md", "report.html")
 
@@ -61,7 +63,7 @@ def page(name: str, found: Mapping[str, Any], parts: Mapping[str, Tensor]) -> st
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>',
         f"<body><h1>{title}</h1><p>{html.escape(report.summary(found))}.</p>",
         *(f"<p><b>Note</b>: {html.escape(warning)}.</p>" for warning in report.warnings(found)),
-        f'<p><img alt="accuracy against time" src="{_plot(report.rows(found))}"></p>',
+        f'<p><img alt="accuracy against time" src="{panels.data_url(_plot(report.rows(found)))}"></p>',
         *map(_html_table, report.tables(name, found)),
         "<h2>Test images, and what the bodies see of them</h2>",
         *_figures(parts),
@@ -82,22 +84,19 @@ def _html_table(table: report.Table) -> str:
 
 def _figures(parts: Mapping[str, Tensor]) -> Iterator[str]:
     """For each image a paragraph with its parts."""
-    for number in range(len(parts["image"])):
-        figures = (
-            f'<figure><img width="{_ENLARGED}" alt="{part}" src="{_source(images[number])}">'
-            f"<figcaption>{part}</figcaption></figure>"
-            for part, images in parts.items()
-        )
-        yield "<p>" + "".join(figures) + "</p>"
+    for images in zip(*parts.values(), strict=True):
+        yield "<p>" + "".join(map(_figure, parts, images)) + "</p>"
 
 
-def _source(image: Tensor) -> str:
-    """A (3, H, W) uint8 image as a data URL."""
-    return panels.data_url(panels.png(panels.draw(image)))
+def _figure(part: str, image: Tensor) -> str:
+    url = panels.data_url(panels.draw(image))
+    return (
+        f'<figure><img width="{_ENLARGED}" alt="{part}" src="{url}"><figcaption>{part}</figcaption></figure>'
+    )
 
 
-def _plot(table: Sequence[report.Row]) -> str:
-    """The plot of accuracy against time as a data URL."""
+def _plot(table: Sequence[report.Row]) -> Figure:
+    """The plot of accuracy against time."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
@@ -110,6 +109,4 @@ def _plot(table: Sequence[report.Row]) -> str:
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png")
-    return panels.data_url(encoded.getvalue())
+    return figure
