@@ -172,7 +172,6 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 def run(options: argparse.Namespace) -> int:
     """Accelerate, or resume an acceleration."""
     from wae.experiments import accelerate
-    from wae.training import plan
 
     shared.check_engine(options.engine)
     names = (
@@ -184,7 +183,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         settings = accelerate.Settings(
             folder=options.output,
-            plan=None if options.plan is None else plan.find(options.plan),
+            plan=None if options.plan is None else accelerate.find_plan(options.plan, options.output),
             max_pixels=shared.max_pixels(options),
             mean=options.mean and tuple(options.mean),
             std=options.std and tuple(options.std),

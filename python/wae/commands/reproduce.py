@@ -30,6 +30,7 @@ _OWN = {
     "camvid": ("network", "size"),
 }
 """The options that only some claims have."""
+_TABLE, _PICTURE = "table.md", "picture.png"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _SIDES = (64, 96, 128, 224)  # of Imagenette's images, in pixels
 
@@ -149,6 +150,7 @@ def _made(options: argparse.Namespace, claim: Claim, console: Console) -> _Found
 
     wanted, source = _wanted(options, claim), _source(options, claim)
     with alone_in(options.output):  # until the last file is written
+        _refuse_other_files(options.output)
         outcomes = _watch(options, source, wanted, claim)
         left_out = [outcome for outcome in outcomes if isinstance(outcome, NotTrained)]
         trained = f"All {'other ' if left_out else ''}networks are trained"
@@ -158,6 +160,16 @@ def _made(options: argparse.Namespace, claim: Claim, console: Console) -> _Found
         found = _Found(table, left_out, others.cores())
         _write(options.output, _text(found, claim), claim.picture(source, options.output))
     return found
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise FileExistsError unless the files to write are missing, or those of an earlier run."""
+    from wae.experiments.reproduction.table import is_table
+
+    if not is_table(folder / _TABLE):
+        for path in (folder / _TABLE, folder / _PICTURE):
+            if path.exists():
+                raise FileExistsError(f"{path}: is not of wae reproduce; move it, or name another folder")
 
 
 def _text(found: _Found, claim: Claim) -> str:
@@ -181,9 +193,9 @@ def _write(folder: Path, table: str, picture: Image | None) -> None:
     from wae.storage.files import write
 
     try:
-        write(folder / "table.md", f"{table}\n", force=True)
+        write(folder / _TABLE, f"{table}\n", force=True)
         if picture:
-            write(folder / "picture.png", png(picture), force=True)
+            write(folder / _PICTURE, png(picture), force=True)
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise

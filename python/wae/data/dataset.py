@@ -203,6 +203,12 @@ class InMemory:
         other.labels = permuted(self.labels, numbers)
         return other
 
+    def named(self, labels: Sequence[str]) -> InMemory:
+        """The same samples with other names of the classes."""
+        other = copy.copy(self)
+        other.labels = tuple(labels)
+        return other
+
     def plain(self) -> InMemory:
         """See :meth:`Dataset.plain`."""
         other = copy.copy(self)

@@ -76,10 +76,20 @@ def accelerate(
         raise TypeError(f"accelerate has no option {min(unknown)}; known are {', '.join(known)}")
     chosen: dict[str, Any] = {name: str(o) if isinstance(o, Path) else o for name, o in options.items()}
     if isinstance(chosen.get("plan"), str):
-        chosen["plan"] = plan.find(chosen["plan"])
+        chosen["plan"] = find_plan(chosen["plan"], Path(folder))
     named = str(model) if isinstance(model, Path) else model
     settings = Settings(named, _loaded(data), Path(folder), **chosen)
     return run(settings, console or Console(), force)
+
+
+def find_plan(name: str, folder: Path) -> plan.Plan:
+    """The plan called ``name``: see :func:`wae.training.plan.find`.
+
+    Raises FileExistsError if it is a file in ``folder``, whose files are replaced, and PlanError.
+    """
+    if Path(name).is_file():
+        refuse_within(folder, {"--plan": Path(name)})
+    return plan.find(name)
 
 
 _OPTIONS = fields(Settings)[3:]  # the first three are accelerate's own arguments

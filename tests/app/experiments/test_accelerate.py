@@ -351,6 +351,7 @@ def test_an_interrupted_run_says_how_to_resume(more, resumed, tmp_path, monkeypa
         ("--weights", "original.safetensors"),
         ("--model", "model.safetensors"),
         ("--start", "model.safetensors"),
+        ("--plan", "plan.toml"),
     ],
 )
 def test_an_input_file_in_the_output_folder_is_refused(tmp_path, option, name, capsys):

@@ -246,6 +246,23 @@ def test_a_folder_without_the_data_is_an_error_that_names_it(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["table.md", "picture.png"])
+def test_a_file_of_the_users_is_not_replaced(tmp_path, monkeypatch, capsys, name):
+    """It was, at the end. Beside a table of an earlier run there may be its picture."""
+    monkeypatch.setattr(reproduce, "run", lambda *_: [])
+    monkeypatch.setattr(
+        "wae.experiments.reproduction.table.rows", lambda *_: [Row("WAE", [0], [0.5], 10, 5.0)]
+    )
+    (tmp_path / name).write_text("mine")
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"wae: {tmp_path / name}: is not of wae reproduce; move it, or name another folder\n"
+    )
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / "table.md").write_text("| network | accuracy |")
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
+
+
 def test_the_table_as_json(tmp_path, capsys, monkeypatch):
     accuracies = {"28 x 28": 0.9, "14 x 14": 0.8, "WAE": 0.89}
     rows = [Row(network, [0], [accuracy], 10, 5.0, [accuracy**2]) for network, accuracy in accuracies.items()]

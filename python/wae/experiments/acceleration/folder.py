@@ -17,10 +17,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wae.inference.saving import ABOUT
 from wae.storage.files import read_json, write
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import changed
@@ -33,14 +35,31 @@ RECORD, DEPLOYED, ONNX, TRIALS, BASELINES = "accelerate.json", "deployed", "mode
 ORIGINAL = "original.safetensors"
 
 
+_WRITTEN = {TENSORBOARD: "events.out.tfevents.*", TRIALS: "*.safetensors", BASELINES: "*.safetensors"}
+"""What an acceleration writes to its subfolders."""
+
+
 def clear(folder: Path) -> None:
     """Remove the files that an acceleration wrote, the record last. Other files stay."""
     if not (folder / RECORD).exists():
         return
-    for name in (TENSORBOARD, TRIALS, DEPLOYED, BASELINES):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in _WRITTEN:
+        clear_subfolder(folder, name)
+    if (folder / DEPLOYED / ABOUT).exists():
+        shutil.rmtree(folder / DEPLOYED, ignore_errors=True)
     for name in (STATE, MODEL, ORIGINAL, PLAN, LOG, ONNX, *REPORT, RECORD):
         (folder / name).unlink(missing_ok=True)
+
+
+def clear_subfolder(folder: Path, name: str) -> None:
+    """Remove the files that an acceleration wrote to a subfolder, and the subfolder if it is then empty."""
+    subfolder = folder / name
+    if subfolder.is_symlink():
+        return
+    for path in (*subfolder.glob(_WRITTEN[name]), *subfolder.glob(".*.part")):  # of killed processes
+        path.unlink()
+    with suppress(OSError):  # it is not empty, or was not there
+        subfolder.rmdir()
 
 
 @dataclass(frozen=True)

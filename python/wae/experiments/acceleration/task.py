@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from wae.data.classes import ClassError, ClassOrder, class_order
+from wae.data.dataset import InMemory
 from wae.data.loading import fingerprint
 from wae.inference.engines import ENGINES
 from wae.models.accelerated import Form
@@ -20,7 +21,7 @@ from wae.storage.files import sha256
 from wae.training.original import Original, open_original
 from wae.training.processes import is_first
 
-from .data import Sets, open_sets, sets_for
+from .data import Images, Sets, open_sets, sets_for
 from .settings import AccelerationError, Settings
 
 
@@ -87,15 +88,34 @@ class Task:
 def open_task(settings: Settings, console: Console, device: torch.device) -> Task:
     """Open what the settings name. The original gets a new head if its classes are not the data's."""
     _check_engine(settings, device)
-    labels = open_sets(settings, None).training.labels
-    original = _counted(_overridden(open_original(settings.model, settings.weights, len(labels)), settings))
+    training = open_sets(settings, None).training
+    labels = training.labels
+    original = open_original(settings.model, settings.weights, len(labels))
+    original = _counted(_prepared_as(training, _overridden(original, settings), settings))
+    settings, note = _with_names(settings, original)
+    labels = original.labels if note and original.labels else labels
     try:
         order = class_order(original.name, original.labels, original.classes, labels)
-        return Task(settings, console, device, original, order)
+        return Task(settings, console, device, original, order._replace(note=note or order.note))
     except ClassError as error:
         new_head = f"{error}; it gets a new head, which is trained first"
     order = class_order(original.name, labels, len(labels), labels)
     return Task(settings, console, device, _with_head(original, labels, settings.seed), order, new_head)
+
+
+def _with_names(settings: Settings, original: Original) -> tuple[Settings, str]:
+    """``settings``, in which images of loaders have the names of the original's classes, and a line on that.
+
+    Loaders yield numbers. As names they would differ, and a trained head would be replaced.
+    """
+    data, names = settings.data, original.labels
+    if names is None or not isinstance(data, tuple):
+        return settings, ""
+    training, test = data
+    if any(of.labels != tuple(map(str, range(len(names)))) for of in data):
+        return settings, ""
+    named = training.named(names), test.named(names)
+    return replace(settings, data=named), f"{original.name}: its classes are matched by number"
 
 
 def _check_engine(settings: Settings, device: torch.device) -> None:
@@ -115,6 +135,19 @@ def _overridden(original: Original, settings: Settings) -> Original:
     if s.interpolation is not None:
         input = replace(input, interpolation=s.interpolation)
     return replace(original, input=input, mean=s.mean or original.mean, std=s.std or original.std)
+
+
+def _prepared_as(images: Images, original: Original, settings: Settings) -> Original:
+    """``original`` with an input that makes a photo like ``images`` in memory, as far as that is known.
+
+    Those of a named set are whole, and those with one channel are grey.
+    """
+    if not isinstance(images, InMemory):
+        return original
+    input = original.input
+    if not isinstance(settings.data, tuple):
+        input = replace(input, resize=input.size)
+    return replace(original, input=replace(input, grayscale=input.grayscale or images.images.shape[1] == 1))
 
 
 def _counted(original: Original) -> Original:

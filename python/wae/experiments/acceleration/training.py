@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from wae.training.small_data import acceleration_plan
 from wae.training.state import Epoch
 from wae.training.trainer import Observer, train
 
-from .folder import ORIGINAL, TRIALS
+from .folder import ORIGINAL, TRIALS, clear_subfolder
 from .networks import described, initialised, teacher
 from .plans import plan_for
 from .settings import Recipe
@@ -107,9 +106,9 @@ def forget(task: Task, name: str) -> None:
 
 
 def forget_all(task: Task) -> None:
-    """Remove the folder of these checkpoints when all trainings are on the record."""
+    """Remove all of these checkpoints when all trainings are on the record."""
     if is_first():
-        shutil.rmtree(task.settings.folder / TRIALS, ignore_errors=True)
+        clear_subfolder(task.settings.folder, TRIALS)
 
 
 def _checkpoint(task: Task, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -108,14 +109,25 @@ def reestimated(table: Sequence[Row]) -> list[Row]:
     return [replace(row, accuracies=list(row.remeasured)) for row in table if row.remeasured]
 
 
+_FIRST = "| network | "  # a table begins with it
+
+
+def is_table(path: Path) -> bool:
+    """Whether the file begins as a table of :func:`markdown`; False if there is none."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_FIRST)) == _FIRST.encode()
+
+
 def markdown(table: Sequence[Row], claim: Claim) -> str:
     """The table in Markdown."""
     full = next((row.multiply_adds for row in table if row.network == claim.full), None)
     seeds = sorted({seed for row in table for seed in row.seeds})
     updated = {row.network: row for row in reestimated(table)}
-    head = [f"network | {claim.measure}, mean of seeds | spread | recovered | multiply-adds | time per image"]
+    head = [f"{claim.measure}, mean of seeds | spread | recovered | multiply-adds | time per image"]
     head += ["re-estimated statistics | recovered"] * bool(updated)
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (7 if updated else 5) + "|"]
+    lines = [f"{_FIRST}{' | '.join(head)} |", "|---" + "|---:" * (7 if updated else 5) + "|"]
     for row in table:
         mean = f"{100 * row.mean:.2f} %"
         if sorted(row.seeds) != seeds:

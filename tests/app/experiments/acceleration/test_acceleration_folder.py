@@ -4,7 +4,7 @@ import pytest
 from accelerations import task_of
 from tiny_original import SIDE
 
-from wae.experiments.acceleration.folder import RECORD, open_record
+from wae.experiments.acceleration.folder import RECORD, clear, clear_subfolder, open_record
 from wae.storage.weights_file import CheckpointError
 
 
@@ -23,6 +23,38 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(tmp_path):
     with pytest.raises(FileExistsError, match="neither empty nor the folder of an acceleration"):
         open_record(tmp_path, task.as_dict())
     assert (tmp_path / "trials").is_dir()
+
+
+def test_starting_over_removes_only_what_an_acceleration_wrote(tmp_path):
+    """It removed its folders with everything in them, that of the trials also at the end of each run."""
+    made = (
+        *(RECORD, "model.safetensors", "trials/head.safetensors", "trials/.head.safetensors.0123abcd.part"),
+        *("baselines/half resolution.safetensors", "tensorboard/events.out.tfevents.1"),
+        "deployed/deployed.json",
+    )
+    for name in made:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    own = "notes.txt", "trials/notes.txt", "baselines/of last week.json"
+    for name in own:
+        (tmp_path / name).write_text("mine")
+    clear_subfolder(tmp_path, "trials")
+    assert {path.name for path in (tmp_path / "trials").iterdir()} == {"notes.txt"}
+    clear(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(own)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "trials", "baselines"}
+
+
+def test_a_subfolder_that_is_a_link_is_left_alone(tmp_path):
+    for name in ("elsewhere", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere" / "mine.safetensors").write_text("mine")
+    (tmp_path / "out" / RECORD).write_text("{}")
+    for name in ("trials", "baselines", "deployed"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
+    clear(tmp_path / "out")
+    assert (tmp_path / "elsewhere" / "mine.safetensors").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[" * 200_000, '{"settings": {}, "found": 3}'], ids=range(4))

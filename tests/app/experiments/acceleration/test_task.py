@@ -8,6 +8,8 @@ from tiny_original import CLASSES, SIDE, build
 from torch import nn
 
 from wae.data.dataset import InMemory
+from wae.experiments.acceleration.data import in_memory
+from wae.experiments.acceleration.networks import described
 from wae.experiments.acceleration.settings import AccelerationError, Settings
 from wae.models.registry import build as named
 from wae.storage.checkpoint import Input, save_classifier
@@ -41,6 +43,33 @@ def test_classes_are_in_the_order_of_the_original(tmp_path):
     for data in opened(Settings(str(path), (held, held), tmp_path / "out")).sets(SIDE):
         assert data.labels == ("c", "a", "b")
         assert data.batch(range(6), 0)[1].tolist() == [1, 1, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(("classes", "replaced"), [(3, False), (2, True)])
+def test_loaders_classes_are_the_originals_of_the_same_numbers(tmp_path, classes, replaced):
+    """Loaders name no class. The numbers were taken for other names, and the trained head was replaced."""
+    path = tmp_path / "original.safetensors"
+    save_classifier(path, named("small_photo_vgg", 3), "small_photo_vgg", ("c", "a", "b"), Input(SIDE))
+    images = torch.randint(256, (classes, 3, SIDE, SIDE), dtype=torch.uint8)
+    loader = [(images, torch.arange(classes))]
+    task = opened(Settings(str(path), in_memory(loader, loader), tmp_path / "out"))
+    assert bool(task.new_head) == replaced
+    assert task.sets(SIDE).test.labels == (("0", "1") if replaced else ("c", "a", "b"))
+    assert task.sets(SIDE).test.targets.tolist() == list(range(classes))
+    assert task.order.note == ("" if replaced else "small_photo_vgg: its classes are matched by number")
+
+
+def test_a_checkpoint_says_how_a_photo_becomes_an_image_like_those_in_memory(tmp_path):
+    """It said that photos are cropped and keep their colours, as for the network's own images."""
+    grey = [(torch.randint(256, (5, 1, SIDE, SIDE), dtype=torch.uint8), torch.arange(5))]
+    colour = [(grey[0][0].expand(-1, 3, -1, -1), grey[0][1])]
+    for data, size, expected in (
+        ("digits", 28, Input(28, 28, grayscale=True)),
+        (in_memory(grey, grey), SIDE, Input(SIDE, 55, grayscale=True)),
+        (in_memory(colour, colour), SIDE, Input(SIDE, 55)),
+    ):
+        task = opened(Settings(build(), data, tmp_path, input_size=size))
+        assert described(task, task.form)[2] == expected
 
 
 def test_a_network_has_as_many_classes_as_scores(tmp_path):
