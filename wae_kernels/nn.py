@@ -2,8 +2,8 @@
 
 Their layers are ordinary ``torch.nn`` convolutions, so that ``state_dict``, initialisation and optimizers
 work as usual. The forward pass calls a fused op on the layers' tensors. Layers that are pruned,
-re-parametrised, hooked, sharded, wrapped or replaced are called one by one instead, because their tensors
-alone do not determine what they compute.
+re-parametrised, hooked, sharded, wrapped, replaced or patched are called one by one instead, because their
+tensors alone do not determine what they compute.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ _GLOBAL_HOOKS = (
     torch_module._global_backward_hooks,
     torch_module._global_backward_pre_hooks,
 )
+
+_METHODS = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.ConvTranspose2d.forward
+"""torch's own, unless they were replaced before this import."""
 
 
 # All layers share these objects, which makes comparing them faster.
@@ -71,7 +74,8 @@ def _upsampling(channels: int, out_channels: int) -> nn.ConvTranspose2d:
 
 def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, ...] | None:
     """``images``, then the layers' weights and biases; None if the layers have to be called instead."""
-    if any(_GLOBAL_HOOKS):
+    methods = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.ConvTranspose2d.forward
+    if any(_GLOBAL_HOOKS) or methods != _METHODS:
         return None
     modules = module._modules
     # torch.compile traces the check of the layers, so that its guards notice when a layer changes.

@@ -535,15 +535,34 @@ def test_nested_call_leaves_autograd_enabled(fails: bool) -> None:
     assert all(p.grad is not None for p in encoder.parameters())
 
 
-def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> Tensor:
-        raise AssertionError("a layer was called")
+PATCHED = [(nn.Conv2d, "forward"), (nn.Conv2d, "_conv_forward"), (nn.ConvTranspose2d, "forward")]
 
+
+@pytest.mark.parametrize(("kind", "name"), PATCHED, ids=str)
+def test_a_method_patched_on_the_class_takes_effect(
+    kind: type[nn.Module], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all layers at once, as libraries do that make all images tileable."""
+    encoder, decoder, score_decoder = Encoder(), Decoder(), ScoreDecoder(3, 3)
+    image, half = torch.randn(2, 3, 12, 13), torch.randn(2, 3, 6, 7)
+    original = getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda *args: 2 * original(*args))
+    assert not score_decoder.is_fused
+    found = *encoder(image), decoder(half, half, [12, 13]), score_decoder(half, half, [12, 13])
+    wanted = (
+        *encode_by_layers(encoder, image),
+        decode_by_layers(decoder, half, half, [12, 13]),
+        scores_by_layers(score_decoder, half, half, [12, 13]),
+    )
+    for out, ref in zip(found, wanted, strict=True):
+        assert_close(out, ref.double(), PLAIN)
+
+
+def test_untouched_layers_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder, image = Encoder(), Decoder(), torch.randn(1, 3, 8, 8)
     score_decoder, scores, features = ScoreDecoder(5, 7), torch.randn(1, 5, 4, 4), torch.randn(1, 7, 4, 4)
     expected = encode_by_layers(encoder, image)
-    monkeypatch.setattr(nn.Conv2d, "forward", fail)
-    monkeypatch.setattr(nn.ConvTranspose2d, "forward", fail)
+    monkeypatch.setattr(nn.modules.conv, "F", None)  # layers cannot be called
     low, high = encoder(image)
     assert_close(low, expected[0].double(), WINOGRAD)
     decoder(low, high, (8, 8))
