@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tiny_classifier import tiny
 
-from wae.data.dataset import InMemory
+from wae.data.dataset import NOT_COUNTED, InMemory
 from wae.training.plan import Plan, Stage
 from wae.training.processes import joined
 from wae.training.trainer import Observer, train
@@ -68,6 +68,18 @@ def with_gaps(data):
     return data
 
 
+def partly_counted(data):
+    """``data`` with labels that are not counted, as of pixels: all of some images' and none of others'."""
+    original = data.batch
+
+    def batch(indices, epoch):
+        images, labels = original(indices, epoch)
+        return images, labels.masked_fill(torch.tensor(indices) % 8 < 3, NOT_COUNTED)
+
+    data.batch = batch
+    return data
+
+
 def network(seed=0):
     """A WAE network for these images, with a decoder."""
     torch.manual_seed(seed)
@@ -100,3 +112,4 @@ if __name__ == "__main__":
         for name, plan in SHARED.items():
             run(plan, state=folder / name, device=device)
         run(FIXED, data=with_gaps(image_set()), state=folder / "gaps", device=device)
+        run(FIXED, data=partly_counted(image_set()), state=folder / "counted", device=device)

@@ -42,8 +42,18 @@ def class_weights(shares: Tensor, balance: float) -> Tensor:
     return (balance + shares).log().reciprocal()
 
 
+def weight_of(labels: Tensor, weights: Tensor | None = None) -> float:
+    """The number of counted labels, or the sum of their ``weights``: see :func:`cross_entropy`."""
+    counted = labels[labels != NOT_COUNTED]
+    return float(len(counted) if weights is None else weights[counted].sum())
+
+
 def cross_entropy(
-    scores: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+    scores: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    whole: float | None = None,
 ) -> Tensor:
     """The mean cross entropy over all counted labels, a scalar; zero if there are none.
 
@@ -52,11 +62,11 @@ def cross_entropy(
         labels: (N, ...) int64; :data:`wae.data.dataset.NOT_COUNTED` is ignored.
         weights: the weight of each class, (classes,); None for equal weights.
         smoothing: label smoothing, 0..1.
+        whole: what the sum is divided by, at least 0; None for :func:`weight_of` these labels.
     """
     total = F.cross_entropy(scores, labels, weights, reduction="sum", label_smoothing=smoothing)
-    counted = labels[labels != NOT_COUNTED]
-    count = counted.new_tensor(len(counted)) if weights is None else weights[counted].sum()
-    return total / count.clamp(min=torch.finfo(torch.float32).tiny)
+    whole = weight_of(labels, weights) if whole is None else whole
+    return total / max(whole, torch.finfo(torch.float32).tiny)
 
 
 def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tensor:

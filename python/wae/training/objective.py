@@ -50,46 +50,53 @@ class Objective(nn.Module):
         self.teacher = [teacher]  # in a list, so that its parameters are not this module's
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, labels: Tensor, whole: float | None = None) -> dict[str, Tensor]:
         """The losses by name, scalars. ``loss`` is the one to minimise.
 
         Args:
             images: (N, 3, H, W), uint8 or floating point.
             labels: (N,) int64, or (N, H, W) if the model scores pixels.
+            whole: what the sum of cross entropies is divided by: see
+                :func:`wae.training.losses.cross_entropy`.
         """
         stage, model = self.stage, self.model
         if not isinstance(model, (WAENetwork, AutoEncoder)):
             with _others_caught(model) as others:
-                losses = self._classification(model(images), images, labels)
-            return self._with_others(losses, others, labels)
+                losses = self._classification(model(images), images, labels, whole)
+            return self._with_others(losses, others, labels, whole)
         low, high = model.decompose(images)
         transform = self._transform(model, images, low, high) if _transforms(stage) else {}
         if stage.kind == "transform":
             return {"loss": transform["transform"], **transform}
         with _others_caught(model) as others:
             low_scores, scores = _both_scores(model, low, high, images.shape[2:])
-        losses = self._with_others(self._classification(scores, images, labels), others, labels)
+        losses = self._classification(scores, images, labels, whole)
+        losses = self._with_others(losses, others, labels, whole)
         loss = losses.pop("loss")
         if stage.low_weight:
             if labels.dim() > 1:
                 low_scores = doubled(low_scores, labels.shape[1:])
-            losses["low cross entropy"] = self._cross_entropy(low_scores, labels)
+            losses["low cross entropy"] = self._cross_entropy(low_scores, labels, whole)
             loss = loss + stage.low_weight * losses["low cross entropy"]
         if transform:
             loss = loss + stage.transform_weight * transform["transform"]
         return {"loss": loss, **losses, **transform}
 
     def _with_others(
-        self, losses: dict[str, Tensor], others: Mapping[str, tuple[float, Tensor]], labels: Tensor
+        self,
+        losses: dict[str, Tensor],
+        others: Mapping[str, tuple[float, Tensor]],
+        labels: Tensor,
+        whole: float | None,
     ) -> dict[str, Tensor]:
         """``losses`` with those of the auxiliary scores added, multiplied by their weights."""
         for name, (weight, scores) in others.items():
-            entropy = self._cross_entropy(_of_size(scores, labels), labels)
+            entropy = self._cross_entropy(_of_size(scores, labels), labels, whole)
             losses = {**losses, f"{name} cross entropy": entropy, "loss": losses["loss"] + weight * entropy}
         return losses
 
-    def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(scores, labels, self.weights, self.stage.label_smoothing)
+    def _cross_entropy(self, scores: Tensor, labels: Tensor, whole: float | None) -> Tensor:
+        return cross_entropy(scores, labels, self.weights, self.stage.label_smoothing, whole)
 
     def _transform(
         self, model: WAENetwork | AutoEncoder, images: Tensor, low: Tensor, high: Tensor
@@ -100,9 +107,11 @@ class Objective(nn.Module):
         losses = transform_loss(decoded, wanted, high, self.stage.energy_weight)
         return {"transform": losses.total, "reconstruction": losses.reconstruction, "energy": losses.energy}
 
-    def _classification(self, scores: Tensor, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _classification(
+        self, scores: Tensor, images: Tensor, labels: Tensor, whole: float | None
+    ) -> dict[str, Tensor]:
         stage, (teacher,) = self.stage, self.teacher
-        entropy = self._cross_entropy(scores, labels)
+        entropy = self._cross_entropy(scores, labels, whole)
         if teacher is None or not stage.mimic_weight:
             return {"loss": entropy, "cross entropy": entropy}
         wanted = _teacher_scores(teacher, images, stage.mimic_mirrored)

@@ -33,7 +33,7 @@ from wae.wording import counted
 
 from .accuracy import Accuracy, PixelAccuracy, evaluate
 from .linear_start import start_linear
-from .losses import class_weights
+from .losses import class_weights, weight_of
 from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized
 from .objective import Objective, trained
 from .optimization import learning_rate, optimizer_for, running_average
@@ -306,22 +306,26 @@ class _Run:
     def _gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Compute the gradients of a batch, and return this process's share of the losses.
 
-        Every image has the same weight, even if images were left out and the parts of the batch or the shares
-        of the processes differ in size. Gradients are averaged over the processes here, losses later.
+        They are those of the whole batch, even if the parts of the batch or the shares of the processes
+        differ in the number of images, because some were left out, or in the weight of the labels. Gradients
+        are averaged over the processes here, losses later.
         """
         # There may be fewer parts than planned if images were left out, because a BatchNorm needs two images.
         accumulate = self.plan.accumulate
         least = min(2, self.plan.batch // self.world // accumulate)
         count = max(1, min(accumulate, len(labels) // least))
         parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
-        whole = summed(torch.tensor(len(labels))).item() / self.world
+        objective = module.module if isinstance(module, DistributedDataParallel) else module
+        assert isinstance(objective, Objective)
+        sizes = torch.tensor([len(labels), weight_of(labels, objective.weights)], dtype=torch.float64)
+        size, weight = (summed(sizes) / self.world).tolist()
         total: dict[str, Tensor] = {}
         for part, (some, some_labels) in enumerate(parts):
             more = part + 1 < len(parts)  # gradients are exchanged only with the last part
-            share = len(some_labels) / whole
+            share = len(some_labels) / size
             with module.no_sync() if isinstance(module, DistributedDataParallel) and more else nullcontext():
                 with self._autocast():
-                    losses = module(some, some_labels)
+                    losses = module(some, some_labels, weight * share)
                 self.scaler.scale(losses["loss"] * share).backward()
             total = {name: loss.detach() * share + total.get(name, 0) for name, loss in losses.items()}
         return total

@@ -237,6 +237,22 @@ def test_class_weights_come_from_the_training_labels(scenes):
     assert seen[0] == pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_accumulation_gives_the_gradient_of_the_full_batch(tmp_path):
+    """Each counted pixel has the weight of its class, however many are counted in its part of the batch."""
+    folder = write_scenes(tmp_path / "scenes")
+    for number in range(14):  # some parts have no counted pixel
+        Image.fromarray(np.full((36, 48), 3, np.uint8)).save(folder / "train" / "labels" / f"{number:02}.png")
+    trained, losses = [], []
+    for accumulate in (1, 10):
+        torch.manual_seed(0)
+        model = FullResolutionSegmenter(nn.Conv2d(3, 3, 3, padding=1), [1 / 64] * 3, [-2.0] * 3)
+        plan = Plan("small", (replace(LABELLED, optimizer="sgd"),), batch=20, accumulate=accumulate)
+        losses.append([epoch.losses["loss"] for epoch in run(folder, plan, model)[1]])
+        trained.append(model.network.weight)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
+
+
 def test_class_balance_must_exceed_1_and_needs_pixel_labels():
     with pytest.raises(PlanError, match=r"must be 0 or a number above 1, got 0\.5"):
         Stage("classifier", 1, 0.1, class_balance=0.5)

@@ -14,7 +14,19 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from tiny_classifier import tiny
 from torch import nn
-from trained import FIXED, JOINT, PLAN, SHARED, StopAt, image_set, network, run, run_in_processes, with_gaps
+from trained import (
+    FIXED,
+    JOINT,
+    PLAN,
+    SHARED,
+    StopAt,
+    image_set,
+    network,
+    partly_counted,
+    run,
+    run_in_processes,
+    with_gaps,
+)
 
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
@@ -1063,6 +1075,15 @@ def test_two_processes_with_unequal_shares_give_the_losses_of_one(shared):
     """If some images are left out, the others count the same, whichever process has them."""
     two = [epoch["losses"] for epoch in weights_file.read_record(shared / "gaps")]
     one = [epoch.losses for epoch in run(FIXED, data=with_gaps(image_set()))[1]]
+    for a, b in zip(one, two, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_unequally_many_labels_give_the_losses_of_one(shared):
+    """If some labels are not counted, the others count the same, whichever process has them."""
+    two = [epoch["losses"] for epoch in weights_file.read_record(shared / "counted")]
+    one = [epoch.losses for epoch in run(FIXED, data=partly_counted(image_set()))[1]]
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
 
