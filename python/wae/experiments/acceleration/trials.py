@@ -6,14 +6,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch
-
 from wae.models.accelerated import Form
 from wae.training.small_data import OPTIMIZERS
 from wae.training.trainer import DivergedError, TrainingError
 from wae.wording import counted
 
-from .data import Images
+from .data import Images, by_class
 from .folder import Record
 from .networks import initialised, teacher
 from .plans import plan_for
@@ -81,13 +79,9 @@ def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
 
 
 def _divided(data: Images) -> tuple[list[int], list[int]]:
-    """The numbers of the images that are held out, and of the others.
-
-    They are counted class by class: every fifth of all could be of one class, as in ten that take turns.
-    """
-    by_class = torch.as_tensor(data.targets).argsort(stable=True).tolist()
-    held_out = sorted(by_class[::_HELD_OUT])
-    return held_out, sorted(set(by_class) - set(held_out))
+    """The numbers of the images that are held out, a fifth of each class, and of the others."""
+    held_out = sorted(by_class(data)[::_HELD_OUT])
+    return held_out, sorted(set(range(len(data))) - set(held_out))
 
 
 def best_optimizer(task: Task, record: Record, form: Form) -> dict[str, Any]:
