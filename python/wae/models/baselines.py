@@ -58,8 +58,8 @@ class HalfResolution(FullResolution):
     """A network on the image at half resolution: the mean of each 2 x 2 block.
 
     At an odd edge it is the mean of the pixels that are there. The paper does not say how it makes the small
-    image. The mean is half the approximation band that the low
-    body of Wavelet+CNN sees, so the two baselines differ only in the details.
+    image. The mean is half the approximation band that the low body of Wavelet+CNN sees, so the two baselines
+    differ only in the details.
 
     Args: as for :class:`FullResolution`; the network takes (N, 3, ceil(H/2), ceil(W/2)).
     """

@@ -94,9 +94,9 @@ def check_same(
         CheckpointError: the data or the sources differ.
     """
     if made.get("data") and (different := ", ".join(changed(made.get("sources", {}), sources))):
-        raise CheckpointError(f"{path}: was begun with another {different}")
+        raise CheckpointError(f"{path}: was begun with other options: {different}")
     if different := differences(made["plan"], plan):
-        raise OtherPlanError(f"{path}: was made by a plan with another {different}")
+        raise OtherPlanError(f"{path}: was made by a different plan: {different}")
     if made.get("data") and (different := ", ".join(changed(made["data"], data))):
         raise CheckpointError(f"{path}: was made on training data that differs in {different}")
 

@@ -670,7 +670,7 @@ def test_train_autoencoder_writes_weights_that_encode_accepts(tmp_path, photo_fi
     ]
     assert all(f"{row['psnr']:.2f}" in printed for row in rows)
     assert run("train-autoencoder", photo_file, "-o", weights, *options, "--resume", "--steps", 4) == 1
-    assert "by a plan with another" not in (said := capsys.readouterr().err)
+    assert "by a different plan" not in (said := capsys.readouterr().err)
     assert "data that differs in number of images (6, not 8)" in said
     assert run("train-autoencoder", photo_file, "-o", weights, "--force", "--crop", 1000) == 1
     assert "smaller than a crop" in capsys.readouterr().err

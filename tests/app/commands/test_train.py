@@ -301,17 +301,20 @@ def test_resume_with_other_options_is_refused_and_changes_nothing(train, tmp_pat
     assert train("--epochs", 1) == 0
     kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for options, message in (
-        (["--epochs", 3], "another epochs (1, not 3) of stage 1, epochs (1, not 3) of stage 2, "),
-        (["--epochs", 1, "--batch", 4], "was made by a plan with another batch (8, not 4)"),
+        (["--epochs", 3], "different plan: epochs (1, not 3) of stage 1, epochs (1, not 3) of stage 2, "),
+        (["--epochs", 1, "--batch", 4], "was made by a different plan: batch (8, not 4)"),
         (["--epochs", 1, "--size", 16], "data that differs in image size ([14, 14], not [16, 16])"),
-        (["--epochs", 1, "--autoencoder", "included"], "was begun with another --autoencoder"),
-        (["--epochs", 1, "--on-corrupt", "skip"], "was begun with another --on-corrupt ('error', not"),
-        (["--epochs", 1, "--weights", weights(tmp_path / "other")], "was begun with another --weights"),
+        (["--epochs", 1, "--autoencoder", "included"], "was begun with other options: --autoencoder"),
+        (["--epochs", 1, "--on-corrupt", "skip"], "was begun with other options: --on-corrupt ('error', not"),
+        (
+            ["--epochs", 1, "--weights", weights(tmp_path / "other")],
+            "was begun with other options: --weights",
+        ),
     ):
         assert train("--resume", *options) == 1
         assert message in (error := errors(capsys))
         remedy = f"; with --plan {out / 'plan.toml'}, and no other option that changes a plan, it resumes"
-        assert (remedy in error) == ("by a plan" in error)
+        assert (remedy in error) == ("by a different plan" in error)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == kept
     assert train("--resume", "--plan", out / "plan.toml") == 0
 
@@ -454,7 +457,7 @@ def test_resume_needs_the_same_max_pixels(train, images, capsys):
     options = "--on-corrupt", "skip", "--epochs", 1
     assert train("--max-pixels", 1000, *options) == 0
     assert train("--resume", *options) == 1
-    assert "was begun with another --max-pixels ('1000', not None)" in errors(capsys)
+    assert "was begun with other options: --max-pixels ('1000', not None)" in errors(capsys)
     assert train("--resume", "--max-pixels", 1000, *options) == 0
 
 

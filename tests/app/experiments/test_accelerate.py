@@ -170,7 +170,7 @@ def has_a_report(crops, accelerated, capsys):
 def refuses_other_settings(crops, accelerated, capsys):
     folder, _, _ = accelerated
     assert cli.main(command(crops, folder, "--optimizer", "adamw", "--epochs", "5")) == 1
-    assert "was begun with another epochs (4, not 5); --force starts over" in capsys.readouterr().err
+    assert "was begun with other settings: epochs (4, not 5); --force starts over" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -107,5 +107,5 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
     except (ValueError, LookupError, TypeError):
         raise CheckpointError(f"{path}: is damaged; --force starts over") from None
     if different := ", ".join(changed(before, settings)):
-        raise CheckpointError(f"{folder}: was begun with another {different}; --force starts over")
+        raise CheckpointError(f"{folder}: was begun with other settings: {different}; --force starts over")
     return Record(path, settings, found)

@@ -13,7 +13,9 @@ def test_resume_needs_the_same_test_images(tmp_path):
     task, _ = task_of(tmp_path)
     open_record(tmp_path, task.as_dict())
     task.opened[SIDE] = task.sets(SIDE)._replace(test=task.sets(SIDE).test.subset(range(6)))
-    with pytest.raises(CheckpointError, match="was begun with another test data; --force starts over"):
+    with pytest.raises(
+        CheckpointError, match="was begun with other settings: test data; --force starts over"
+    ):
         open_record(tmp_path, task.as_dict())
 
 
