@@ -40,7 +40,9 @@ def small_data_plan(images: int, model: str = MODEL) -> Plan:
     return Plan(model, (transform, joint), batch=batch, start="linear")
 
 
-def acceleration_plan(images: int, model: str, mimic: float = 0.0, optimizer: str = ADAMW) -> Plan:
+def acceleration_plan(
+    images: int, model: str, mimic: float = 0.0, optimizer: str = ADAMW, batch: int | None = None
+) -> Plan:
     """The plan for WAE around a trained network.
 
     With AdamW the learning rates are low, to preserve what the network has learned: first bodies and
@@ -53,13 +55,14 @@ def acceleration_plan(images: int, model: str, mimic: float = 0.0, optimizer: st
         model: the network's name, for the record.
         mimic: the weight of the distance to the original network's scores.
         optimizer: one of :data:`OPTIMIZERS`.
+        batch: images in a step, to which SGD's rate is proportional; None for a number that fits ``images``.
     """
     small = small_data_plan(images, model)
     epochs = _clamped(round(_STEPS * small.batch / images), _FINE_TUNED)
     transform = Stage("transform", max(1, epochs // 10), 3e-4, "adam", warmup=0.1)
-    plan = replace(small, start="random", norm_statistics="kept")
+    plan = replace(small, batch=batch or small.batch, start="random", norm_statistics="kept")
     if optimizer == SGD:
-        rate = _SGD_RATE * small.batch / _BATCH[-1]
+        rate = _SGD_RATE * plan.batch / _BATCH[-1]
         everything = Stage(
             "joint", epochs + max(1, epochs // 3), rate, SGD, weight_decay=5e-4, encoder_rate=0.1,
             warmup=epochs / 20, mimic_weight=mimic, mimic_temperature=4.0,

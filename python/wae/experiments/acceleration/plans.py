@@ -22,7 +22,8 @@ def plan_for(task: Task, images: int, recipe: Recipe = NO_TEACHER) -> Plan:
     """
     s = task.settings
     if s.plan is None:
-        plan = acceleration_plan(images, task.name, recipe.weight, recipe.optimizer)
+        given = None if s.batch is None else min(s.batch, images)
+        plan = acceleration_plan(images, task.name, recipe.weight, recipe.optimizer, given)
     else:
         plan = _own(task, s.plan)
     longest = max(stage.epochs for stage in plan.stages)

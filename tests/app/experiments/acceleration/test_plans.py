@@ -10,7 +10,7 @@ from wae.experiments.acceleration.plans import plan_for
 from wae.experiments.acceleration.settings import Recipe
 from wae.training.fine_tuning import distilled
 from wae.training.plan import Plan, Stage, find
-from wae.training.small_data import OPTIMIZERS
+from wae.training.small_data import OPTIMIZERS, SGD
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,16 @@ def test_with_sgd_one_joint_stage_lasts_as_long_as_both_labelled_stages(tmp_path
     shared = ("kind", "optimizer", "weight_decay", "encoder_rate", "mimic_weight", "mimic_temperature")
     assert [getattr(joint, name) for name in shared] == [getattr(published, name) for name in shared]
     assert joint.learning_rate == published.learning_rate * 32 / 64  # in proportion to the batch
+
+
+@pytest.mark.parametrize(
+    ("batch", "images", "rate"), [(16, 1000, 0.0125), (128, 1000, 0.1), (128, 16, 0.0125)]
+)
+def test_sgds_rate_is_in_proportion_to_a_given_batch_too(tmp_path, batch, images, rate):
+    plan, usual = (
+        plan_for(task_of(tmp_path, **options)[0], images, Recipe(optimizer=SGD))
+        for options in ({"batch": batch}, {})
+    )
+    assert plan.batch == min(batch, images)
+    assert plan.stages[-1].learning_rate == pytest.approx(rate)
+    assert plan.stages[-1].epochs == usual.stages[-1].epochs
