@@ -426,8 +426,11 @@ class _Run:
 def check_batch(plan: Plan, images: int) -> None:
     """Raise ValueError if the plan's batch does not fit the number of training ``images`` or of processes."""
     _, world = rank_and_world()
-    if plan.batch % (world * plan.accumulate) or images < plan.batch:
+    if plan.batch % (parts := world * plan.accumulate):
         raise ValueError(
-            f"batch must divide into {counted(world, 'process')} times {counted(plan.accumulate, 'part')}, "
-            f"and be at most the {counted(images, 'image')} of the training set, got {plan.batch}"
+            f"batch must be a multiple of {parts}, the number of processes times accumulate, got {plan.batch}"
+        )
+    if images < plan.batch:
+        raise ValueError(
+            f"batch must be at most the {counted(images, 'image')} of the training set, got {plan.batch}"
         )

@@ -1017,7 +1017,11 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
     ("plan", "model", "message"),
     [
         (only(JOINT, batch=64), network, "at most the 32 images of the training set, got 64"),
-        (only(JOINT, batch=8, accumulate=3), network, "times 3 parts"),
+        (
+            only(JOINT, batch=8, accumulate=3),
+            network,
+            "a multiple of 3, the number of processes times accumulate, got 8",
+        ),
         (only(JOINT), tiny, "needs a decoder, but the model has none"),
         (only(JOINT), lambda: torch.nn.Flatten(), "needs a WAE network, got Flatten"),
         (only(replace(JOINT, mimic_weight=1.0)), network, "mimic_weight needs a teacher"),

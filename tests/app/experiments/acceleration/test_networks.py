@@ -16,7 +16,10 @@ from wae.training.plan import Plan, Stage
     ("options", "message"),
     [
         ({"batch": 21}, "be at most the 20 images of the training set, got 21"),
-        ({"batch": 7, "plan": Plan("x", (Stage("joint", 1, 0.1),), accumulate=2)}, "2 parts, .* got 7"),
+        (
+            {"batch": 7, "plan": Plan("x", (Stage("joint", 1, 0.1),), accumulate=2)},
+            "a multiple of 2, .* got 7",
+        ),
         ({"seed": -1}, "seed must be an integer from 0 to"),
         ({"size": 0}, "size must be an integer from 2 to 2048, got 0"),  # 0 was taken as the original's
         ({"factor": 0}, "factor must be an integer from 1 to 64, got 0"),
