@@ -91,22 +91,28 @@ def _pruning_batches(task: Task) -> list[tuple[Tensor, Tensor]]:
 
 
 def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
-    """See :func:`size_or_ratio`; or an entry ``left out``, the reason why there is no such baseline."""
+    """See :func:`size_or_ratio`; or an entry ``left out``, the reason why there is no such baseline.
+
+    If times were measured, ``others`` is how many CPU cores other programs used meanwhile, None if not known.
+    """
     accelerated = fold_normalization(trained(task))
     calls = {"accelerated": call(accelerated, images_of_a_call(task, form.size))}
-    images = images_of_a_call(task, task.side)
+    images, others = images_of_a_call(task, task.side), list[float | None]()
 
     def share_of_time(baseline: nn.Module) -> float:
         both = {**calls, "baseline": call(baseline.to(task.device), images)}
-        times, _ = timed(both, SECONDS / 3, task.device)
+        times, cores = timed(both, SECONDS / 3, task.device)
+        others.append(cores)
         return times["baseline"].median / times["accelerated"].median
 
     original, batches = _copy_of_original(task), _pruning_batches(task)
     multiply_adds = count(accelerated, (form.size,) * 2).multiply_adds
     try:
-        return size_or_ratio(name, original, task.side, multiply_adds, batches, share_of_time)
+        found = size_or_ratio(name, original, task.side, multiply_adds, batches, share_of_time)
     except Exception as error:  # Torch-Pruning may raise anything for a network that it does not support
         return {"left out": first_line(error)}
+    known = [cores for cores in others if cores is not None]
+    return {**found, "others": max(known, default=None)} if others else found
 
 
 def size_or_ratio(

@@ -90,8 +90,9 @@ def doubt(found: Mapping[str, Any]) -> str:
 
 def disturbed(found: Mapping[str, Any]) -> str:
     """A warning if other programs used the machine while times were measured; "" if they did not."""
-    measured = [found[step]["others"] for step in ("times", "deployed") if step in found]
-    return disturbance(max(cores or 0.0 for cores in measured))
+    steps = [found[step] for step in ("times", "deployed") if step in found]
+    steps += _entries(found, "baseline: ").values()
+    return disturbance(max(step.get("others") or 0.0 for step in steps))
 
 
 def outcome(accuracy: float | None) -> str:

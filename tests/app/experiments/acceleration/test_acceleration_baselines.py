@@ -117,9 +117,10 @@ def test_a_baselines_time_is_relative_to_the_accelerated_network(tmp_path, monke
     large = InMemory(torch.zeros(5, 3, 64, 64, dtype=torch.uint8), torch.arange(5), CLASSES, False, 0)
     task.opened[64] = Sets(large, large, large)
     monkeypatch.setattr(machine, "interleaved", interleaved)
+    monkeypatch.setattr(machine.OtherPrograms, "cores", lambda others: 0.75)
     monkeypatch.setattr(baselines, "size_or_ratio", size_or_ratio)
     monkeypatch.setattr(baselines, "trained", lambda task: ours)
-    assert baselines.choose(task, baselines.EQUAL_COST, Form(64)) == {"time": 1.5}
+    assert baselines.choose(task, baselines.EQUAL_COST, Form(64)) == {"time": 1.5, "others": 0.75}
     assert (seen, sizes[-1]) == ([(2, 3, SIDE, SIDE)], (2, 3, 64, 64))
     assert passed == {"side": SIDE, "multiply_adds": count(ours, (64, 64)).multiply_adds}
 

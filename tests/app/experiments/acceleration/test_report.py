@@ -101,8 +101,16 @@ def test_the_report_advises_what_to_do_about_an_original_that_only_guesses():
 def test_the_report_says_if_other_programs_ran_while_times_were_measured():
     of, parts = found(), {"image": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}
     curve = {"curve": [], "original": 1.0, "engine": "eager"}
-    for deployed, target, busy in ((None, None, ""), (0.05, 0.0, ""), (0.5, 0.0, "0.5"), (0.0, 1.25, "1.2")):
+    pruned = "baseline: pruned, Taylor"
+    for deployed, target, pruning, busy in (
+        (None, None, None, ""),
+        (0.05, 0.0, 0.0, ""),
+        (0.5, 0.0, 0.0, "0.5"),
+        (0.0, 1.25, 0.0, "1.2"),
+        (0.0, 0.0, 0.75, "0.8"),
+    ):
         of["deployed"]["others"], of["times"] = deployed, {**curve, "others": target}
+        of[pruned] = {"left out": "too slow", "others": pruning}
         said = f"other programs used {busy} cores meanwhile: do not rely on these times" if busy else ""
         assert report.disturbed(of) == said
         for text in (report_files.markdown("net", of), report_files.page("net", of, parts)):
