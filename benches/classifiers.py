@@ -16,6 +16,7 @@ from torchvision.models import resnet50, vgg16
 
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES
+from wae.inference.precision import name_of
 from wae.inference.winograd import replaced
 from wae.models.baselines import resnet50_half, vgg16_half
 from wae.models.classifier import WAEClassifier, fold_normalization
@@ -146,7 +147,7 @@ def make(form: str, runner: Runner, model: nn.Module, image: Tensor) -> Run:
     dtype = PRECISIONS[runner.precision].dtype if runner.precision else torch.float32
     if runner.engine is not None or deployed:
         size = (image.shape[2], image.shape[3])
-        return deploy(model, size, image.shape[0], runner.engine or "eager", dtype=dtype)
+        return deploy(model, size, image.shape[0], runner.engine or "eager", precision=name_of(dtype))
     memory_format = torch.channels_last if runner.channels_last else torch.contiguous_format
     weights = torch.float32 if runner.autocast else dtype
     model = copy.deepcopy(model).to(weights).to(memory_format=memory_format)
