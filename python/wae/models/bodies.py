@@ -26,7 +26,9 @@ from torch.nn.modules.conv import _ConvNd
 from .evaluating import evaluating
 from .meta import empty_copy
 
-_CLASSIFIERS = ("fc", "classifier", "head", "heads")  # the names of classifiers in torchvision's networks
+CLASSIFIERS = ("fc", "classifier", "head", "heads")
+"""The names of the classifiers in torchvision's networks."""
+
 AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 """torchvision's networks with auxiliary classifiers, which are used only in training: the names of these."""
 _IMAGE_CHANNELS = 3
@@ -98,16 +100,15 @@ def is_timm(name: str) -> bool:
 def without_classifier(network: nn.Module) -> nn.Module:
     """``network`` with its classifier replaced by the identity. Changes ``network`` and returns it.
 
-    The classifier is every child that has one of the names of torchvision's classifiers: ``fc``,
-    ``classifier``, ``head`` or ``heads``.
+    The classifier is every child that has one of the names in :data:`CLASSIFIERS`.
 
     Raises:
         ValueError: ``network`` has no such child.
     """
-    found = [name for name, _ in network.named_children() if name in _CLASSIFIERS]
+    found = [name for name, _ in network.named_children() if name in CLASSIFIERS]
     if not found:
         raise ValueError(
-            f"{type(network).__name__} must have its classifier in one of {', '.join(_CLASSIFIERS)}"
+            f"{type(network).__name__} must have its classifier in one of {', '.join(CLASSIFIERS)}"
         )
     for name in found:
         setattr(network, name, nn.Identity().train(network.training))

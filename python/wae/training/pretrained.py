@@ -16,6 +16,7 @@ from torchvision import models
 
 from wae.models.autoencoder import AutoEncoder
 from wae.models.baselines import FullResolution
+from wae.models.bodies import CLASSIFIERS
 from wae.models.network import WAENetwork
 from wae.models.small_vgg import SmallVGG
 from wae.storage import weights_file
@@ -104,7 +105,8 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
     """
     body = _body(model)
     tensors = _from_torchvision(name) if source == TORCHVISION else read_tensors(Path(source))
-    wanted = {key: tensor for key, tensor in body.state_dict().items() if not _is_classifiers(key)}
+    state = body.state_dict()
+    wanted = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in CLASSIFIERS}
     prefix = max(
         _PREFIXES, key=lambda p: len(wanted.keys() & {k.removeprefix(p) for k in tensors if k.startswith(p)})
     )
@@ -123,11 +125,6 @@ def _body(model: nn.Module) -> nn.Module:
     assert isinstance(model, FullResolution)  # the only other kind
     network = model.network
     return network[0] if isinstance(network, nn.Sequential) else network
-
-
-def _is_classifiers(name: str) -> bool:
-    """Whether a tensor belongs to the classifier, by the names in torchvision's networks."""
-    return name.startswith(("fc.", "classifier.", "head.", "heads."))
 
 
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:
