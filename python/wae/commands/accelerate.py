@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -174,22 +175,17 @@ def run(options: argparse.Namespace) -> int:
     from wae.experiments import accelerate
 
     shared.check_engine(options.engine)
-    names = (
-        *"model data weights size factor target target_ms start mimic mimic_mirrored epochs".split(),
-        *"learning_rate optimizer batch seed compare precision engine images max_drop on_corrupt".split(),
-        *"workers device input_size interpolation".split(),
-    )
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
     try:
-        settings = accelerate.Settings(
-            folder=options.output,
-            plan=None if options.plan is None else accelerate.find_plan(options.plan, options.output),
-            max_pixels=shared.max_pixels(options),
-            mean=options.mean and tuple(options.mean),
-            std=options.std and tuple(options.std),
-            **chosen,
-        )
-        accelerate.run(settings, shared.console(), options.force)
+        converted: dict[str, Any] = {
+            "folder": options.output,
+            "plan": None if options.plan is None else accelerate.find_plan(options.plan, options.output),
+            "max_pixels": shared.max_pixels(options),
+            "mean": options.mean and tuple(options.mean),
+            "std": options.std and tuple(options.std),
+        }
+        others = {entry.name for entry in fields(accelerate.Settings)} - converted.keys()
+        given = {name: getattr(options, name) for name in others}
+        accelerate.run(accelerate.Settings(**given, **converted), shared.console(), options.force)
     except KeyboardInterrupt as interrupt:
         resumed = "without --force " if options.force else ""
         return shared.interrupted(interrupt, f"; the same command {resumed}resumes from there")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from wae.errors import WaeError
 from wae.termination import INTERRUPTED, Terminated
@@ -71,6 +71,11 @@ def add_rate_and_batch(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--batch", type=types.integer(*BATCH), metavar="N", help="images per step, over all processes"
     )
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The values, by name, of those options that are not None."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

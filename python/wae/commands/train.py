@@ -218,9 +218,9 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, _Size]:
         chosen = fine_tuning_plan(chosen)
     if options.stage:
         chosen = chosen.only(*(plan.KINDS[number - 1] for number in options.stage))
-    rate = _given(options, "learning_rate")
+    rate = shared.given(options, "learning_rate")
     stages = tuple(replace(s.lasting(options.epochs or s.epochs), **rate) for s in chosen.stages)
-    given = _given(options, "batch", "accumulate", "precision", "seed")
+    given = shared.given(options, "batch", "accumulate", "precision", "seed")
     return replace(chosen, **given, stages=stages), size
 
 
@@ -267,7 +267,3 @@ class _PlanOption(argparse.Action):
             print(plan.listed())
             parser.exit()
         namespace.plan = value
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

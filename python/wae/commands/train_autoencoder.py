@@ -53,8 +53,7 @@ def run(options: argparse.Namespace) -> int:
     images = [read_image(path) for path in paths]
     held_out = {name: photos.photo(name) for name in photos.HELD_OUT}
     console = shared.console(options.json)
-    given = {name: getattr(options, name) for name in _PLAN if getattr(options, name) is not None}
-    schedule = stage1.schedule(options.steps, **given)
+    schedule = stage1.schedule(options.steps, **shared.given(options, *_PLAN))
     crop = options.crop or stage1.CROP
     with Terminal(console) as terminal:
         model = stage1.train(images, schedule, crop, names, options.output, options.resume, terminal)
