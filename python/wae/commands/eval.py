@@ -114,12 +114,12 @@ def _measured(options: argparse.Namespace, device: torch.device) -> _Measured:
     """Evaluate every checkpoint and its deployed forms; measure times on the first process."""
     from wae.experiments import evaluation
     from wae.progress import bar
-    from wae.training.processes import is_alone, is_first
+    from wae.training.processes import is_first, processes
 
     candidates = [
         evaluation.candidate(path, shared.load(path, options.model), device) for path in options.weights
     ]
-    if options.deployed and not is_alone():
+    if options.deployed and processes() > 1:
         raise ValueError("--deployed: needs a single process, but torchrun started several")
     calibration = [
         _data(options, candidate, train=True) if "int8" in options.deployed else None

@@ -86,11 +86,6 @@ def is_first() -> bool:
     return rank_and_world()[0] == 0
 
 
-def is_alone() -> bool:
-    """Whether there is no other process."""
-    return rank_and_world()[1] == 1
-
-
 def processes() -> int:
     """The number of processes."""
     return rank_and_world()[1]

@@ -191,7 +191,7 @@ def test_eval_deployed_refuses_wrong_options(weights, data, capsys, monkeypatch)
     (data / "train").rename(data / "other")
     assert run(*arguments, "--deployed", "int8") == 1
     assert re.search("train.*no such folder|no folder.*train", capsys.readouterr().err)
-    monkeypatch.setattr(processes, "is_alone", lambda: False)
+    monkeypatch.setattr(processes, "processes", lambda: 2)
     assert run(*arguments, "--deployed", "float32") == 1
     assert "--deployed: needs a single process" in capsys.readouterr().err
 

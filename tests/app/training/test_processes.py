@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from wae.training.processes import _round, broadcast, is_alone, is_first, joined, processes
+from wae.training.processes import _round, broadcast, is_first, joined, processes
 
 PLAN = """
 model = "small_vgg_half"
@@ -66,13 +66,7 @@ def test_a_process_joins_a_group_only_if_all_variables_of_torchrun_are_set(
         monkeypatch.delenv(missing)
     with joined("cpu") as device:
         assert dist.is_initialized() == (missing is None)
-        assert (device.type, is_first(), is_alone(), processes(), broadcast("own")) == (
-            "cpu",
-            True,
-            True,
-            1,
-            "own",
-        )
+        assert (device.type, is_first(), processes(), broadcast("own")) == ("cpu", True, 1, "own")
     assert not dist.is_initialized()
     with pytest.raises(RuntimeError, match="of its own"), joined("cpu"):
         raise RuntimeError("of its own")
@@ -104,7 +98,7 @@ def test_processes_agree_on_the_value_of_the_first(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("wae.training.processes._get_default_store", lambda: store)
     for rank, own in enumerate(("the first's", "the second's")):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
-        assert (is_first(), is_alone(), processes()) == (rank == 0, False, 2)
+        assert (is_first(), processes()) == (rank == 0, 2)
         assert [broadcast(f"{own} {word}") for word in ("yes", "no")] == ["the first's yes", "the first's no"]
 
 
