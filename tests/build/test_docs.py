@@ -527,7 +527,7 @@ def sentences() -> Iterator[tuple[str, str]]:
     yield "deploy.md", f"in float32, and {clothes['int8']:.2%}".replace("%", " %")
     encoder = kept("precision/encoder-int8")
     photos = [photo["int8 against float32"] for photo in encoder["decoded photos"].values()]
-    yield "network.md", f"They are {min(photos):.1f} to {max(photos):.1f} dB from those of float32"
+    yield "network.md", f"against those of float32 is {min(photos):.1f} to {max(photos):.1f} dB"
     yield "network.md", f"{statistics.fmean(photos):.1f} on average"
     accuracies = (f"{100 * encoder['Fashion-MNIST'][precision]:.2f} %" for precision in ("float32", "int8"))
     yield "network.md", "accuracy of {} in float32 and {} with".format(*accuracies)
