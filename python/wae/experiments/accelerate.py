@@ -239,7 +239,7 @@ def _finish(task: Task, record: Record, form: Form) -> None:
     folder, model = task.settings.folder, trained(task)
     with bar("deploying, and measuring times", None):
         record.once("deployed", lambda: deploy_all(task, record, model, form.size))
-    record.once("onnx", lambda: write_onnx(task, model, form.size))
+    record.once("onnx", lambda: write_onnx(task, model, form))
     parts = shown(model, sample(task.sets(form.size).test, SHOWN)[0])
     report_files.write(folder, task.original.name, record.found, parts)
     for path in (MODEL, DEPLOYED, ONNX, "report.html"):

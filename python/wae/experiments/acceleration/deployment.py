@@ -16,13 +16,16 @@ from wae.inference.deployed import Deployed
 from wae.inference.engines import EngineError
 from wae.inference.export import export
 from wae.inference.timing import Timing
+from wae.models.accelerated import Form
 from wae.models.classifier import WAEClassifier, fold_normalization
 from wae.models.counting import count
+from wae.storage.checkpoint import Description
 from wae.wording import first_line
 
 from . import baselines
 from .folder import DEPLOYED, ONNX, Record
 from .measuring import SECONDS, accuracies, call, images_of_a_call
+from .networks import described
 from .task import Task
 
 _CALIBRATED = 100  # images for calibration at most, and the same number to check the result
@@ -85,10 +88,13 @@ def fastest(task: Task, model: nn.Module, size: int) -> Deployed:
     )  # fmt: skip
 
 
-def write_onnx(task: Task, model: WAEClassifier, size: int) -> dict[str, Any]:
+def write_onnx(task: Task, model: WAEClassifier, form: Form) -> dict[str, Any]:
     """Write the ONNX file, or return why it cannot be written."""
+    name, labels, input = described(task, form)
+    about = Description(name, len(labels), labels, input, form)
+    path, size = task.settings.folder / ONNX, (form.size, form.size)
     try:
-        report = export(model.cpu(), task.settings.folder / ONNX, "onnx", (size, size), force=True)
+        report = export(model.cpu(), path, "onnx", size, force=True, described=about)
     except (EngineError, DisagreementError) as error:
         return {"not written": first_line(error)}
     finally:

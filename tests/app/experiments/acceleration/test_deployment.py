@@ -1,5 +1,7 @@
 """Deployment of all networks in their fastest forms, and the ONNX file."""
 
+import json
+
 import pytest
 import torch
 from accelerations import task_of
@@ -24,9 +26,19 @@ def test_an_onnx_file_that_disagrees_is_left_out_with_the_reason(tmp_path, monke
 
     monkeypatch.setattr(deployment, "export", export)
     task, _ = task_of(tmp_path)
-    assert deployment.write_onnx(task, initialised(task, task.form), SIDE) == {
+    assert deployment.write_onnx(task, initialised(task, task.form), task.form) == {
         "not written": "the onnx file is off by 1"
     }
+
+
+def test_an_onnx_file_says_its_labels_and_how_images_are_prepared(tmp_path):
+    """As files of `wae export` do; it said neither."""
+    task, _ = task_of(tmp_path)
+    assert "difference" in deployment.write_onnx(task, initialised(task, task.form), task.form)
+    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "model.onnx")
+    says = session.get_modelmeta().custom_metadata_map
+    assert json.loads(says["labels"]) == list(CLASSES)
+    assert json.loads(says["input"])["resize"] == task.original.input.resize
 
 
 def test_each_network_is_deployed_timed_and_tested(tmp_path, monkeypatch):
