@@ -43,162 +43,6 @@ _INT, _UINT = _Field.TYPE_INT32, _Field.TYPE_UINT32
 _FieldSpec = tuple[Any, ...]
 """Number, label, type and perhaps default. A type is a constant, a message's name or an enum's values."""
 
-
-def _message(file: descriptor_pb2.FileDescriptorProto, name: str, /, **fields: _FieldSpec) -> None:
-    """Add a message to ``file``."""
-    message = file.message_type.add(name=name)
-    for key, (number, label, kind, *default) in fields.items():
-        field = message.field.add(name=key, number=number, label=label)
-        if isinstance(kind, Mapping):
-            enum = message.enum_type.add(name=f"{key}_enum")
-            for word, value in kind.items():
-                enum.value.add(name=word, number=value)
-            field.type_name = f".caffe.{name}.{key}_enum"
-        elif isinstance(kind, str):
-            field.type_name = f".caffe.{kind}"
-        else:
-            field.type = kind
-        if default:
-            field.default_value = default[0]
-
-
-def _described() -> descriptor_pb2.FileDescriptorProto:
-    """The part of ``caffe.proto`` that is needed here, with its field numbers and defaults."""
-    file = descriptor_pb2.FileDescriptorProto(name="wae/caffe.proto", package="caffe", syntax="proto2")
-    sizes: dict[str, _FieldSpec] = {
-        f"{name}_{side}": (number, _ONE, _UINT)
-        for name, first in (("pad", 9), ("kernel", 11), ("stride", 13))
-        for number, side in enumerate("hw", first)
-    }
-    _message(
-        file,
-        "ConvolutionParameter",
-        num_output=(1, _ONE, _UINT),
-        bias_term=(2, _ONE, _BOOL, "true"),
-        pad=(3, _MANY, _UINT),
-        kernel_size=(4, _MANY, _UINT),
-        group=(5, _ONE, _UINT, "1"),
-        stride=(6, _MANY, _UINT),
-        axis=(16, _ONE, _INT, "1"),
-        dilation=(18, _MANY, _UINT),
-        **sizes,
-    )
-    _message(
-        file,
-        "InnerProductParameter",
-        num_output=(1, _ONE, _UINT),
-        bias_term=(2, _ONE, _BOOL, "true"),
-        axis=(5, _ONE, _INT, "1"),
-        transpose=(6, _ONE, _BOOL),
-    )
-    _message(
-        file,
-        "BatchNormParameter",
-        use_global_stats=(1, _ONE, _BOOL, "true"),  # the value in phase TEST; caffe.proto has no default
-        eps=(3, _ONE, _FLOAT, "1e-5"),
-    )
-    _message(
-        file,
-        "PoolingParameter",
-        pool=(1, _ONE, {"MAX": 0, "AVE": 1, "STOCHASTIC": 2}),
-        kernel_size=(2, _MANY, _UINT),  # in caffe.proto these three are repeated only for convolutions
-        stride=(3, _MANY, _UINT),
-        pad=(4, _MANY, _UINT),
-        kernel_h=(5, _ONE, _UINT),
-        kernel_w=(6, _ONE, _UINT),
-        stride_h=(7, _ONE, _UINT),
-        stride_w=(8, _ONE, _UINT),
-        pad_h=(9, _ONE, _UINT),
-        pad_w=(10, _ONE, _UINT),
-        global_pooling=(12, _ONE, _BOOL),
-        round_mode=(13, _ONE, {"CEIL": 0, "FLOOR": 1}),
-        # From forks of Caffe, before it had round_mode. Their numbers differ, so these are for texts only.
-        ceil_mode=(1001, _ONE, _BOOL, "true"),
-        torch_pooling=(1002, _ONE, _BOOL),
-    )
-    _message(file, "ConcatParameter", axis=(2, _ONE, _INT), concat_dim=(1, _ONE, _UINT, "1"))
-    _message(
-        file,
-        "EltwiseParameter",
-        operation=(1, _ONE, {"PROD": 0, "SUM": 1, "MAX": 2}, "SUM"),
-        coeff=(2, _MANY, _FLOAT),
-    )
-    _message(file, "ReLUParameter", negative_slope=(1, _ONE, _FLOAT))
-    _message(
-        file,
-        "TransformationParameter",
-        scale=(1, _ONE, _FLOAT, "1"),
-        mean_file=(4, _ONE, _BYTES),
-        mean_value=(5, _MANY, _FLOAT),
-        force_gray=(7, _ONE, _BOOL),
-    )
-    _message(
-        file,
-        "NetStateRule",
-        phase=(1, _ONE, {"TRAIN": 0, "TEST": 1}),
-        min_level=(2, _ONE, _INT),
-        max_level=(3, _ONE, _INT),
-        stage=(4, _MANY, _BYTES),
-    )
-    # Before transform_param existed, data layers had its options themselves, under other numbers. They matter
-    # only in the text form, in which a field has a name and no number.
-    parameters = {
-        "transform_param": ("TransformationParameter", 100, 36),
-        "data_param": ("TransformationParameter", 107, 11),
-        "image_data_param": ("TransformationParameter", 115, 15),
-        "window_data_param": ("TransformationParameter", 129, 20),
-        "concat_param": ("ConcatParameter", 104, 9),
-        "convolution_param": ("ConvolutionParameter", 106, 10),
-        "eltwise_param": ("EltwiseParameter", 110, 24),
-        "inner_product_param": ("InnerProductParameter", 117, 17),
-        "pooling_param": ("PoolingParameter", 121, 19),
-        "relu_param": ("ReLUParameter", 123, 30),
-        "batch_norm_param": ("BatchNormParameter", 139, 139),  # the older form has none in caffe.proto
-    }
-    _message(
-        file,
-        "LayerParameter",
-        name=(1, _ONE, _BYTES),
-        type=(2, _ONE, _BYTES),
-        bottom=(3, _MANY, _BYTES),
-        top=(4, _MANY, _BYTES),
-        include=(8, _MANY, "NetStateRule"),
-        exclude=(9, _MANY, "NetStateRule"),
-        **{name: (number, _ONE, kind) for name, (kind, number, _) in parameters.items()},
-    )
-    _message(
-        file,
-        "V1LayerParameter",
-        bottom=(2, _MANY, _BYTES),
-        top=(3, _MANY, _BYTES),
-        name=(4, _ONE, _BYTES),
-        type=(5, _ONE, _V1_TYPES),
-        include=(32, _MANY, "NetStateRule"),
-        exclude=(33, _MANY, "NetStateRule"),
-        **{name: (number, _ONE, kind) for name, (kind, _, number) in parameters.items()},
-    )
-    _message(
-        file,
-        "NetParameter",
-        input=(3, _MANY, _BYTES),
-        layers=(2, _MANY, "V1LayerParameter"),
-        layer=(100, _MANY, "LayerParameter"),
-    )
-    _message(file, "BlobShape", dim=(1, _MANY, _Field.TYPE_INT64))
-    _message(
-        file,
-        "BlobProto",
-        num=(1, _ONE, _INT),
-        channels=(2, _ONE, _INT),
-        height=(3, _ONE, _INT),
-        width=(4, _ONE, _INT),
-        data=(5, _MANY, _FLOAT),
-        shape=(7, _ONE, _BYTES),  # a BlobShape, as bytes, so that its length is checked before it is parsed
-        double_data=(8, _MANY, _DOUBLE),
-    )
-    return file
-
-
 _V1_TYPES = {
     "NONE": 0, "ABSVAL": 35, "ACCURACY": 1, "ARGMAX": 30, "BNLL": 2, "CONCAT": 3, "CONTRASTIVE_LOSS": 37,
     "CONVOLUTION": 4, "DATA": 5, "DECONVOLUTION": 39, "DROPOUT": 6, "DUMMY_DATA": 32, "ELTWISE": 25,
@@ -211,12 +55,152 @@ _V1_TYPES = {
 }  # fmt: skip
 
 
+def _sides(name: str, number: int) -> dict[str, _FieldSpec]:
+    """A size as two fields, of which that of the height has this number."""
+    return {f"{name}_{side}": (field, _ONE, _UINT) for field, side in enumerate("hw", number)}
+
+
+# Before transform_param existed, data layers had its options themselves, under other numbers. They matter
+# only in the text form, in which a field has a name and no number.
+_PARAMETERS = {
+    "transform_param": ("TransformationParameter", 100, 36),
+    "data_param": ("TransformationParameter", 107, 11),
+    "image_data_param": ("TransformationParameter", 115, 15),
+    "window_data_param": ("TransformationParameter", 129, 20),
+    "concat_param": ("ConcatParameter", 104, 9),
+    "convolution_param": ("ConvolutionParameter", 106, 10),
+    "eltwise_param": ("EltwiseParameter", 110, 24),
+    "inner_product_param": ("InnerProductParameter", 117, 17),
+    "pooling_param": ("PoolingParameter", 121, 19),
+    "relu_param": ("ReLUParameter", 123, 30),
+    "batch_norm_param": ("BatchNormParameter", 139, 139),  # the older form has none in caffe.proto
+}
+"""The options of a layer: the message, and the field's number in a LayerParameter and a V1LayerParameter."""
+
+_MESSAGES: dict[str, dict[str, _FieldSpec]] = {
+    "ConvolutionParameter": {
+        "num_output": (1, _ONE, _UINT),
+        "bias_term": (2, _ONE, _BOOL, "true"),
+        "pad": (3, _MANY, _UINT),
+        "kernel_size": (4, _MANY, _UINT),
+        "group": (5, _ONE, _UINT, "1"),
+        "stride": (6, _MANY, _UINT),
+        "axis": (16, _ONE, _INT, "1"),
+        "dilation": (18, _MANY, _UINT),
+        **_sides("pad", 9),
+        **_sides("kernel", 11),
+        **_sides("stride", 13),
+    },
+    "InnerProductParameter": {
+        "num_output": (1, _ONE, _UINT),
+        "bias_term": (2, _ONE, _BOOL, "true"),
+        "axis": (5, _ONE, _INT, "1"),
+        "transpose": (6, _ONE, _BOOL),
+    },
+    "BatchNormParameter": {
+        "use_global_stats": (1, _ONE, _BOOL, "true"),  # the value in phase TEST; caffe.proto has no default
+        "eps": (3, _ONE, _FLOAT, "1e-5"),
+    },
+    "PoolingParameter": {
+        "pool": (1, _ONE, {"MAX": 0, "AVE": 1, "STOCHASTIC": 2}),
+        "kernel_size": (2, _MANY, _UINT),  # in caffe.proto these three are repeated only for convolutions
+        "stride": (3, _MANY, _UINT),
+        "pad": (4, _MANY, _UINT),
+        **_sides("kernel", 5),
+        **_sides("stride", 7),
+        **_sides("pad", 9),
+        "global_pooling": (12, _ONE, _BOOL),
+        "round_mode": (13, _ONE, {"CEIL": 0, "FLOOR": 1}),
+        # From forks of Caffe, before it had round_mode. Their numbers differ, so these are for texts only.
+        "ceil_mode": (1001, _ONE, _BOOL, "true"),
+        "torch_pooling": (1002, _ONE, _BOOL),
+    },
+    "ConcatParameter": {"axis": (2, _ONE, _INT), "concat_dim": (1, _ONE, _UINT, "1")},
+    "EltwiseParameter": {
+        "operation": (1, _ONE, {"PROD": 0, "SUM": 1, "MAX": 2}, "SUM"),
+        "coeff": (2, _MANY, _FLOAT),
+    },
+    "ReLUParameter": {"negative_slope": (1, _ONE, _FLOAT)},
+    "TransformationParameter": {
+        "scale": (1, _ONE, _FLOAT, "1"),
+        "mean_file": (4, _ONE, _BYTES),
+        "mean_value": (5, _MANY, _FLOAT),
+        "force_gray": (7, _ONE, _BOOL),
+    },
+    "NetStateRule": {
+        "phase": (1, _ONE, {"TRAIN": 0, "TEST": 1}),
+        "min_level": (2, _ONE, _INT),
+        "max_level": (3, _ONE, _INT),
+        "stage": (4, _MANY, _BYTES),
+    },
+    "LayerParameter": {
+        "name": (1, _ONE, _BYTES),
+        "type": (2, _ONE, _BYTES),
+        "bottom": (3, _MANY, _BYTES),
+        "top": (4, _MANY, _BYTES),
+        "include": (8, _MANY, "NetStateRule"),
+        "exclude": (9, _MANY, "NetStateRule"),
+        **{name: (number, _ONE, kind) for name, (kind, number, _) in _PARAMETERS.items()},
+    },
+    "V1LayerParameter": {
+        "bottom": (2, _MANY, _BYTES),
+        "top": (3, _MANY, _BYTES),
+        "name": (4, _ONE, _BYTES),
+        "type": (5, _ONE, _V1_TYPES),
+        "include": (32, _MANY, "NetStateRule"),
+        "exclude": (33, _MANY, "NetStateRule"),
+        **{name: (number, _ONE, kind) for name, (kind, _, number) in _PARAMETERS.items()},
+    },
+    "NetParameter": {
+        "input": (3, _MANY, _BYTES),
+        "layers": (2, _MANY, "V1LayerParameter"),
+        "layer": (100, _MANY, "LayerParameter"),
+    },
+    "BlobShape": {"dim": (1, _MANY, _Field.TYPE_INT64)},
+    "BlobProto": {
+        "num": (1, _ONE, _INT),
+        "channels": (2, _ONE, _INT),
+        "height": (3, _ONE, _INT),
+        "width": (4, _ONE, _INT),
+        "data": (5, _MANY, _FLOAT),
+        "shape": (
+            7,
+            _ONE,
+            _BYTES,
+        ),  # a BlobShape, as bytes, so that its length is checked before it is parsed
+        "double_data": (8, _MANY, _DOUBLE),
+    },
+}
+"""The part of ``caffe.proto`` that is needed here, with its field numbers and defaults."""
+
+
+def _described() -> descriptor_pb2.FileDescriptorProto:
+    """:data:`_MESSAGES` as the library describes a file."""
+    file = descriptor_pb2.FileDescriptorProto(name="wae/caffe.proto", package="caffe", syntax="proto2")
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for key, (number, label, kind, *default) in fields.items():
+            field = message.field.add(name=key, number=number, label=label)
+            if isinstance(kind, Mapping):
+                enum = message.enum_type.add(name=f"{key}_enum")
+                for word, value in kind.items():
+                    enum.value.add(name=word, number=value)
+                field.type_name = f".caffe.{name}.{key}_enum"
+            elif isinstance(kind, str):
+                field.type_name = f".caffe.{kind}"
+            else:
+                field.type = kind
+            if default:
+                field.default_value = default[0]
+    return file
+
+
 def _classes() -> dict[str, Any]:
-    file, pool = _described(), descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    names = [message.name for message in file.message_type]
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(_described())
     return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in names
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}"))
+        for name in _MESSAGES
     }
 
 
