@@ -184,7 +184,7 @@ def start_linear(
     model has no learned encoder and decoder.
     """
     if model.decoder is None or not isinstance(model.encoder, Encoder):
-        raise ValueError("start = linear needs a model with a learned encoder and a decoder")
+        raise ValueError("a linear start needs a model with a learned encoder and a decoder")
     scale, shift = (numbers.cpu().view(3, 1, 1) for numbers in (model.image_scale, model.image_shift))
     transform = best_linear((image * scale + shift for image in images), least_energy)
     write_linear_start(model.encoder, model.decoder, transform)

@@ -138,7 +138,9 @@ class Plan:
     precision: str = "float32"
     """``float32``, or ``float16`` or ``bfloat16`` for automatic mixed precision."""
     start: str = "random"
-    """``linear``: encoder and decoder are initialised as the best linear transform of 2 x 2 blocks."""
+    """``linear``: encoder and decoder are initialised as the best linear transform of 2 x 2 blocks, with the
+    least energy in ``high``; ``small_image``: with a ``low`` that is a small image, for a body that was
+    trained on images."""
     norm_statistics: str = "batch"
     """The statistics that normalise ``low`` and ``high`` in training: those of the ``batch``; ``fixed`` ones,
     measured before each stage; or ``kept``: ``low`` keeps those of the network, for a trained low body, and
@@ -153,7 +155,7 @@ class Plan:
         if not self.stages:
             raise PlanError("stages must hold at least one stage")
         _choice(self, "precision", ("float32", "float16", "bfloat16"))
-        _choice(self, "start", ("random", "linear"))
+        _choice(self, "start", ("random", "linear", "small_image"))
         _choice(self, "norm_statistics", ("batch", "fixed", "kept"))
         _truth(self, "remeasure_norms")
         _numbers(self, int, *BATCH, "batch", "accumulate")

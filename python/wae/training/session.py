@@ -262,6 +262,8 @@ class Session:
         pretrained.scale_for_photos(model)
         if self.weights or self.autoencoder or self.original:
             plan = replace(plan, start="random")  # a linear start would replace the weights loaded here
+        elif self.body_weights and plan.start == "linear":
+            plan = replace(plan, start="small_image")  # what the body was trained on
         if not resumes:
             self._load(model, plan.model, data, original)
         return plan, model

@@ -220,8 +220,8 @@ class _Run:
         if not isinstance(model, WAENetwork) or (number and plan.norm_statistics == "batch"):
             return
         images = measured_images(self.training)
-        if number == 0 and plan.start == "linear":
-            start_linear(model, images, least_energy=True)
+        if number == 0 and plan.start != "random":
+            start_linear(model, images, least_energy=plan.start == "linear")
         if plan.norm_statistics != "batch":
             measure_norms(model, images, low=plan.norm_statistics == "fixed")
 

@@ -835,6 +835,17 @@ def test_a_session_uses_the_seed_and_start_of_its_plan_unless_weights_are_given(
         assert session_of(replace(weighted, model=model))[1].stages[0].low_weight == weight
 
 
+def test_low_is_a_small_image_for_a_given_body(images, tmp_path):
+    """Principal components of 2 x 2 blocks took the place of the colours that a body was trained on."""
+    body, given = tmp_path / "body.safetensors", {}
+    save_classifier(body, builder("small_vgg")(3), "small_vgg")
+    own = plan.Plan("wae_small_vgg", (plan.Stage("joint", 1, 0.1),))
+    for start in ("random", "linear", "small_image"):
+        made = session.Session(replace(own, start=start), str(images), tmp_path, body_weights=str(body))
+        given[start] = made._model(made._sets(Console())[0], (28, 28), False)[0].start
+    assert given == {"random": "random", "linear": "small_image", "small_image": "small_image"}
+
+
 def test_a_given_body_and_autoencoder_replace_those_of_the_weights(images, tmp_path):
     files = {"weights": tmp_path / "network", "body_weights": tmp_path / "body.safetensors"}
     for name, path in zip(("wae_small_vgg", "small_vgg"), files.values(), strict=True):

@@ -457,6 +457,16 @@ def test_a_linear_start_has_the_most_energy_in_low_possible_for_a_linear_transfo
         assert 4 * part.square().mean((0, 2, 3)).sum().item() == pytest.approx(wanted.sum().item(), rel=1e-3)
 
 
+def test_low_starts_as_a_small_image_if_the_plan_says_so():
+    smooth = torch.arange(8).view(8, 1) + torch.arange(8) + torch.randint(20, (32, 3, 1, 1))
+    data = InMemory((4 * smooth).to(torch.uint8), torch.zeros(32, dtype=torch.long), "a", False, seed=0)
+    model = run(only(Stage("transform", 1, 0.0), start="small_image"), data=data)[0]
+    images = data.images * model.image_scale.view(3, 1, 1) + model.image_shift.view(3, 1, 1)
+    small = torch.nn.functional.avg_pool2d(images, 2)
+    low, _ = model.decompose(data.images)
+    assert (low - small).norm() <= 1e-5 * small.norm()
+
+
 def test_only_the_first_stage_has_a_linear_start(monkeypatch):
     """Later stages measure statistics too, but keep what was learned."""
     fitted, start_linear = [], trainer.start_linear
