@@ -75,10 +75,10 @@ class PixelAccuracy(NamedTuple):
 
     def columns(self) -> dict[str, str]:
         """The shares in percent for a table, by column title."""
-        return {"mean IoU": f"{100 * self.mean_iou:.2f} %", "pixels right": f"{100 * self.pixels:.2f} %"}
+        return {"mean IoU": f"{100 * self.mean_iou:.2f} %", "pixel accuracy": f"{100 * self.pixels:.2f} %"}
 
     def __str__(self) -> str:
-        return f"mean IoU {100 * self.mean_iou:.2f} %, {100 * self.pixels:.2f} % of the pixels right"
+        return f"mean IoU {100 * self.mean_iou:.2f} %, pixel accuracy {100 * self.pixels:.2f} %"
 
 
 class Counts(Protocol):

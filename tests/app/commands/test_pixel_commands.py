@@ -47,7 +47,7 @@ def test_eval_prints_mean_iou_and_pixel_accuracy(
     assert cli.main(["eval", checkpoints[1], *options, *deployed]) == 0
     printed = capsys.readouterr().out
     assert printed.count("mean IoU") == 2
-    assert "pixels right" in printed
+    assert "pixel accuracy" in printed
 
 
 @pytest.mark.slow

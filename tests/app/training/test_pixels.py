@@ -336,7 +336,7 @@ def test_wae_train_trains_a_segmenter(scenes, tmp_path, capsys):
     assert cli.main([str(argument) for argument in arguments]) == 0
     printed = capsys.readouterr().out
     assert "mean IoU" in printed
-    assert "of the pixels right" in printed
+    assert "pixel accuracy" in printed
     described = describe(out / "model.safetensors")
     assert (described.network, described.labels) == ("wae_enet", ("sky", "road", "car"))
     assert described.input.shape == (36, 40)
