@@ -128,7 +128,10 @@ def _add_choices(group: argparse._ArgumentGroup) -> None:
 def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plan", metavar="FILE|NAME", help="plan of the stages")
     group.add_argument(
-        "--epochs", type=types.integer(*EPOCHS), metavar="N", help="epochs of the longest stage"
+        "--epochs",
+        type=types.integer(*EPOCHS),
+        metavar="N",
+        help="epochs of the longest stage with adamw; sgd has one stage, as long as both with labels",
     )
     group.add_argument(
         "--optimizer",

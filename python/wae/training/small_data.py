@@ -20,7 +20,7 @@ MODEL = "wae_resnet18"
 """The network that is trained by default."""
 
 ADAMW, SGD = OPTIMIZERS = ("adamw", "sgd")
-"""The optimizers of an acceleration: see :func:`acceleration_plan`."""
+"""The optimizers of an acceleration: see :func:`acceleration_plan` and :func:`with_sgd`."""
 
 _STEPS = 2000  # of the optimizer, if that is a reasonable number of epochs
 _EPOCHS = range(5, 61)
@@ -40,40 +40,42 @@ def small_data_plan(images: int, model: str = MODEL) -> Plan:
     return Plan(model, (transform, joint), batch=batch, start="linear")
 
 
-def acceleration_plan(
-    images: int, model: str, mimic: float = 0.0, optimizer: str = ADAMW, batch: int | None = None
-) -> Plan:
-    """The plan for WAE around a trained network.
+def acceleration_plan(images: int, model: str, mimic: float = 0.0, batch: int | None = None) -> Plan:
+    """The plan for WAE around a trained network, with AdamW.
 
-    With AdamW the learning rates are low, to preserve what the network has learned: first bodies and
-    classifiers are trained, then everything. With SGD everything is trained from the beginning, for the same
-    number of epochs, with the learning rate and the distillation of the fine-tuned networks of ``wae
-    reproduce``.
+    The learning rates are low, to preserve what the network has learned: first bodies and classifiers are
+    trained, then everything.
 
     Args:
         images: the number of training images.
         model: the network's name, for the record.
         mimic: the weight of the distance to the original network's scores.
-        optimizer: one of :data:`OPTIMIZERS`.
-        batch: images in a step, to which SGD's rate is proportional; None for a number that fits ``images``.
+        batch: images in a step; None for a number that fits ``images``.
     """
     small = small_data_plan(images, model)
     epochs = _clamped(round(_STEPS * small.batch / images), _FINE_TUNED)
     transform = Stage("transform", max(1, epochs // 10), 3e-4, "adam", warmup=0.1)
-    plan = replace(small, batch=batch or small.batch, start="random", norm_statistics="kept")
-    if optimizer == SGD:
-        rate = _SGD_RATE * plan.batch / _BATCH[-1]
-        everything = Stage(
-            "joint", epochs + max(1, epochs // 3), rate, SGD, weight_decay=5e-4, encoder_rate=0.1,
-            warmup=epochs / 20, mimic_weight=mimic, mimic_temperature=4.0,
-        )  # fmt: skip
-        return replace(plan, stages=(transform, everything))
     labelled = Stage(
         "classifier", max(1, epochs // 3), 1e-3, ADAMW,
         weight_decay=0.05, warmup=epochs / 20, mimic_weight=mimic, mimic_temperature=2.0,
     )  # fmt: skip
     joint = replace(labelled, kind="joint", epochs=epochs, learning_rate=3e-4, encoder_rate=0.1)
-    return replace(plan, stages=(transform, labelled, joint))
+    stages = transform, labelled, joint
+    return replace(small, stages=stages, batch=batch or small.batch, start="random", norm_statistics="kept")
+
+
+def with_sgd(plan: Plan) -> Plan:
+    """The :func:`acceleration_plan` ``plan``, of any length, with SGD instead.
+
+    Everything is trained from the beginning, for as many epochs as by ``plan``, with the learning rate and
+    the distillation of the fine-tuned networks of ``wae reproduce``. The rate is proportional to the batch.
+    """
+    transform, labelled, joint = plan.stages
+    everything = Stage(
+        "joint", labelled.epochs + joint.epochs, _SGD_RATE * plan.batch / _BATCH[-1], SGD, weight_decay=5e-4,
+        encoder_rate=0.1, warmup=joint.warmup, mimic_weight=joint.mimic_weight, mimic_temperature=4.0,
+    )  # fmt: skip
+    return replace(plan, stages=(transform, everything))
 
 
 def fitting_size(data: ImageFolder) -> int:

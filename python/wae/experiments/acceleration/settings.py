@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
     mirrored: bool = False
     """Whether the original's scores are averaged over the image and its mirror image."""
     optimizer: str = ADAMW
-    """See :func:`acceleration_plan`."""
+    """One of :data:`OPTIMIZERS`: see :func:`wae.training.small_data.with_sgd`."""
 
     def __str__(self) -> str:
         mirrored = ", mirrored" if self.weight and self.mirrored else ""
@@ -123,7 +123,8 @@ class Settings:
     plan: Plan | None = None
     """None for a plan that fits the number of images."""
     epochs: int | None = None
-    """Of the longest stage; the other stages are scaled in proportion."""
+    """Of the longest stage of the AdamW plan, or of ``plan``; the other stages are scaled in proportion. With
+    SGD one stage lasts as long as both with labels."""
     learning_rate: float | None = None
     optimizer: str | None = None
     """One of :data:`OPTIMIZERS`. None for the ``plan``'s, AdamW if there is a ``learning_rate``, else what

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from wae.models.accelerated import Form
@@ -62,9 +61,7 @@ def best(tried: Mapping[_Key, float | None], settings: Settings) -> _Key:
 def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
     sets = task.sets(form.size)
     held_out, rest = _divided(sets.plain)
-    plan = plan_for(task, len(rest), recipe)
-    stages = (stage.lasting(max(1, round(stage.epochs / _SHORTER))) for stage in plan.stages)
-    plan = replace(plan, stages=tuple(stages))
+    plan = plan_for(task, len(rest), recipe, _SHORTER)
     training, test = sets.training.subset(rest), sets.plain.subset(held_out)
     original = teacher(task, form.size, recipe)
     epochs = counted(sum(stage.epochs for stage in plan.stages), "epoch")

@@ -65,6 +65,22 @@ def test_with_sgd_one_joint_stage_lasts_as_long_as_both_labelled_stages(tmp_path
     assert joint.learning_rate == published.learning_rate * 32 / 64  # in proportion to the batch
 
 
+@pytest.mark.parametrize("epochs", [None, 1, 2, 5, 50])
+@pytest.mark.parametrize("shorter", [1, 4])
+def test_with_both_optimizers_networks_are_trained_for_as_long(tmp_path, epochs, shorter):
+    """With --epochs, SGD had a quarter fewer epochs than AdamW, with which it is compared."""
+    task, _ = task_of(tmp_path, epochs=epochs)
+    lengths = [
+        [stage.epochs for stage in plan_for(task, 500, Recipe(optimizer=name), shorter).stages]
+        for name in OPTIMIZERS
+    ]
+    (transform, *labelled), (same, everything) = lengths
+    assert same == transform
+    assert everything == sum(labelled)
+    if epochs and shorter == 1:
+        assert max(labelled) == epochs
+
+
 @pytest.mark.parametrize(
     ("batch", "images", "rate"), [(16, 1000, 0.0125), (128, 1000, 0.1), (128, 16, 0.0125)]
 )
