@@ -19,9 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benches/report.py writes from here -->", "<!-- to here -->"
 ACCURACIES = "<!-- benches/report.py writes accuracies from here -->"
 TARGETS = (
-    "Cells: the speedup at batch 1 / batch 8, or at the one batch size that has a target. A percentage is\n"
-    "the share of the ratio of multiply-adds that the speedup reaches. **Bold** cells miss what is required\n"
-    "or, if nothing is required, the target: see [why](#why-some-targets-are-missed)."
+    "What is *required* and the *target* are this project's own: the least speedup that is accepted, and\n"
+    "the one that is aimed at. Cells: the speedup at batch 1 / batch 8, or at the one batch size that has\n"
+    "a target. A percentage is the share of the ratio of multiply-adds that the speedup reaches. **Bold**\n"
+    "cells miss what is required or, if nothing is required, the target: see\n"
+    "[why](#why-some-targets-are-missed)."
 )
 """How to read the tables of targets."""
 
