@@ -24,8 +24,10 @@ def optimizer_for(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in parameters.items():
-        share = stage.encoder_rate if of_transform(name) and stage.kind == "joint" else 1.0
-        decays = parameter.dim() > 1 and not of_transform(name)
+        # A stage of kind "classifier" never trains our encoder, but any network may have a part of that name.
+        is_ours = of_transform(name) and stage.kind != "classifier"
+        share = stage.encoder_rate if is_ours and stage.kind == "joint" else 1.0
+        decays = parameter.dim() > 1 and not is_ours
         groups[share, stage.weight_decay if decays else 0.0].append(parameter)
     entries: list[dict[str, Any]] = [
         {"params": members, "share": share, "weight_decay": decay}

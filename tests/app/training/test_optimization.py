@@ -22,6 +22,13 @@ def test_learning_rate_schedules():
     assert learning_rate(replace(cosine, schedule="constant"), 9.0) == 0.4
 
 
+def test_the_encoder_of_another_network_decays_like_its_other_weights():
+    """As in U-Nets and transformers: their weights had no weight decay."""
+    parameters = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in ("encoder.conv1.weight", "decoder.0")}
+    (group,) = optimizer_for(Stage("classifier", 1, 0.1, weight_decay=0.5), parameters).param_groups
+    assert (group["weight_decay"], group["share"], len(group["params"])) == (0.5, 1.0, 2)
+
+
 def test_sgd_uses_nesterov_momentum():
     weight = torch.nn.Parameter(torch.ones(2, 2))
     (group,) = optimizer_for(Stage("classifier", 1, 0.1, momentum=0.5), {"weight": weight}).param_groups
