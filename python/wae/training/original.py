@@ -138,7 +138,8 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
         network = downloaded(TORCHVISION, name, partial(make, weights=best))
         sources = {"--weights": f"{TORCHVISION} {best}"}
     else:
-        network, sources = _from_file(weights, make, classes)
+        unused = tuple(f"{part}." for part in AUXILIARY.get(name, ()))
+        network, sources = _from_file(weights, make, classes, unused)
     (size,), (resize,) = preset.crop_size, preset.resize_size
     # GoogLeNet and Inception v3 do not rescale what the preset normalises: see torchvision_network
     mean, std = (_HALVES, _HALVES) if name in AUXILIARY else (_three(preset.mean), _three(preset.std))
@@ -202,12 +203,17 @@ def _check_square(name: str, height: int, width: int) -> None:
         raise ValueError(f"{name}: needs a network for square images, got one for {height} x {width}")
 
 
-def _from_file(path: str, make: Callable[..., nn.Module], classes: int) -> tuple[nn.Module, dict[str, str]]:
-    """The network that fits the file's tensors best: with the classes of the data, or with ImageNet's."""
+def _from_file(
+    path: str, make: Callable[..., nn.Module], classes: int, unused: tuple[str, ...] = ()
+) -> tuple[nn.Module, dict[str, str]]:
+    """The network that fits the file's tensors best: with the classes of the data, or with ImageNet's.
+
+    Tensors whose names begin as one of ``unused`` are left out.
+    """
     found = _shapes(read_tensors(Path(path)))
     made = [make(num_classes=number) for number in dict.fromkeys((classes, _IMAGENET_CLASSES))]
     network = max(made, key=lambda one: (found & _shapes(one.state_dict())).total())
-    _put(path, network)
+    _put(path, network, unused)
     return network, {"--weights": sha256(Path(path))}
 
 
@@ -231,10 +237,14 @@ def _check_library(name: str, weights: str, library: str | None) -> None:
         )
 
 
-def _put(path: str, network: nn.Module) -> None:
-    """Load the file's tensors into ``network``. Raises CheckpointError unless they match one to one."""
+def _put(path: str, network: nn.Module, unused: tuple[str, ...] = ()) -> None:
+    """Load the file's tensors, except those whose names begin as one of ``unused``, into ``network``.
+
+    Raises CheckpointError unless they match one to one.
+    """
     wanted = network.state_dict()
-    tensors = read_tensors(Path(path), wanted.keys())
+    read = read_tensors(Path(path), wanted.keys())
+    tensors = {name: tensor for name, tensor in read.items() if not name.startswith(unused)}
     if wrong := weights_file.mismatches(tensors, wanted, without_counters=True):
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise CheckpointError(f"{path}: these are not the network's weights: {wrong[0]}{more}")
