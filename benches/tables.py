@@ -117,17 +117,17 @@ def table_of(benchmark: Benchmark) -> str:
 def provenance(result: Result) -> str:
     """When a file was measured, at which commits, with which versions and under which limits."""
     machine, runs = result["machine"], [b["run"] for b in result["benchmarks"]]
-    commits = dict.fromkeys(
-        f"{run['datetime'][:10]}, commit {str(run['commit'])[:10]}"
-        f"{' with uncommitted changes' if run['dirty'] else ''}, "
-        f"{'' if run['full'] else 'a short run, '}{run['seconds']:g} s per comparison"
-        for run in runs
-    )
+    commits: dict[str, dict[str, None]] = {}  # of each kind of run, in order
+    for run in runs:
+        length = f"{'' if run['full'] else 'a short run, '}{run['seconds']:g} s per comparison"
+        commit = f"{str(run['commit'])[:10]}{' with uncommitted changes' if run['dirty'] else ''}"
+        commits.setdefault(f"{run['datetime'][:10]}, {length}", {})[commit] = None
+    made = (f"{kind}, commit{'s' * (len(of) > 1)} {', '.join(of)}" for kind, of in commits.items())
     versions = dict.fromkeys(f"{package} {v}" for run in runs for package, v in run["versions"].items() if v)
     return (
         f"{counted(machine['threads'], 'thread')}"
         + (f", limited by {limits(result)}" if machine["limits"] else "")
-        + f". {'; '.join(commits)}. {', '.join(versions)}."
+        + f". {'; '.join(made)}. {', '.join(versions)}."
     )
 
 

@@ -220,9 +220,11 @@ def test_provenance_states_threads_date_commit_and_versions() -> None:
     first["run"] |= {"commit": "0123456789abcdef", "versions": {"torch": "2.10", "openvino": None}}
     second = benchmark("decode", ours="A", timings={})
     second["run"] |= {"dirty": False, "full": False, "seconds": 0.5, "versions": {"torch": "2.10"}}
-    assert tables.provenance(result(first, second)) == (
-        "2 threads, limited by `OMP_NUM_THREADS=2`. 2001-02-03, commit 0123456789 with uncommitted "
-        "changes, 1 s per comparison; 2001-02-03, commit abc, a short run, 0.5 s per comparison. torch 2.10."
+    third = benchmark("encode", ours="A", timings={})
+    third["run"] |= {"dirty": False, "versions": {"torch": "2.10"}}
+    assert tables.provenance(result(first, second, third)) == (
+        "2 threads, limited by `OMP_NUM_THREADS=2`. 2001-02-03, 1 s per comparison, commits 0123456789 with "
+        "uncommitted changes, abc; 2001-02-03, a short run, 0.5 s per comparison, commit abc. torch 2.10."
     )
     alone = {"machine": MACHINE | {"threads": 1, "limits": {}}, "benchmarks": [second]}
     assert tables.provenance(alone).startswith("1 thread. 2001-02-03")
