@@ -126,12 +126,9 @@ def _title(entry: Candidate) -> str:
 
 
 def _measured(entry: Candidate) -> dict[str, str]:
-    """The measured columns, in percent, by title. Five classes or fewer have no top-5 error: it is 0."""
+    """The measured columns, in percent, by title."""
     assert entry.accuracy is not None
-    found = entry.accuracy.columns()
-    if entry.described.classes <= 5 and "top-5 error" in found:
-        found["top-5 error"] = ""
-    return found
+    return entry.accuracy.columns(entry.described.classes)
 
 
 # ------------------------------------------------------------------------------------------------ deployed

@@ -39,11 +39,10 @@ class Accuracy(NamedTuple):
         """The name of :attr:`score`."""
         return "top-1 accuracy"
 
-    def columns(self) -> dict[str, str]:
-        """The errors in percent for a table, by column title."""
-        return {
-            f"top-{k} error": f"{100 * (1 - share):.2f} %" for k, share in ((1, self.top1), (5, self.top5))
-        }
+    def columns(self, classes: int) -> dict[str, str]:
+        """The errors in percent for a table, by column title. Five classes or fewer have no top-5 error."""
+        top1, top5 = (f"{100 * (1 - share):.2f} %" for share in (self.top1, self.top5))
+        return {"top-1 error": top1, "top-5 error": top5 if classes > 5 else ""}
 
     def __str__(self) -> str:
         return f"top-1 accuracy {100 * self.top1:.2f} %"
@@ -73,7 +72,7 @@ class PixelAccuracy(NamedTuple):
         """The name of :attr:`score`."""
         return "mean IoU"
 
-    def columns(self) -> dict[str, str]:
+    def columns(self, classes: int) -> dict[str, str]:
         """The shares in percent for a table, by column title."""
         return {"mean IoU": f"{100 * self.mean_iou:.2f} %", "pixel accuracy": f"{100 * self.pixels:.2f} %"}
 

@@ -210,10 +210,10 @@ def shown(model: WAENetwork, images: Tensor) -> dict[str, Tensor]:
     return {name: to_uint8(image.float()).cpu() for name, image in drawn.items()}
 
 
-def table(plan: Plan, history: Sequence[Epoch]) -> Table:
+def table(plan: Plan, history: Sequence[Epoch], classes: int) -> Table:
     """A table of each stage's last losses and errors, and of the time that it took."""
     result = Table(title=plan.model, title_justify="left")
-    last = [epoch.accuracy.columns() for epoch in history if epoch.accuracy][-1:]
+    last = [epoch.accuracy.columns(classes) for epoch in history if epoch.accuracy][-1:]
     measures = list(last[0]) if last else []
     for column in ("stage", "epochs", "last losses", *measures, "minutes"):
         result.add_column(column, justify="left" if column in ("stage", "last losses") else "right")
@@ -222,7 +222,7 @@ def table(plan: Plan, history: Sequence[Epoch]) -> Table:
         if not epochs:
             continue
         accuracy, minutes = epochs[-1].accuracy, sum(epoch.seconds for epoch in epochs) / 60
-        measured = list(accuracy.columns().values()) if accuracy else [""] * len(measures)
+        measured = list(accuracy.columns(classes).values()) if accuracy else [""] * len(measures)
         title = f"{number + 1} {stage.kind}"
         losses = _losses(epochs[-1].losses, "\n")
         result.add_row(title, str(len(epochs)), losses, *measured, f"{minutes:.1f}")

@@ -149,7 +149,7 @@ class Session:
                 made = {"plan": plan.as_dict(), "accuracy": history[-1].accuracy}
                 save_classifier(self.folder / MODEL, model, *described, made, force=True)
                 if show is None:
-                    console.print(table(plan, history))
+                    console.print(table(plan, history, len(sets[0].labels)))
                 else:
                     show(plan, history)
         return self.folder / MODEL

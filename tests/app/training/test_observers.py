@@ -103,14 +103,18 @@ def test_together_passes_every_report_to_each_observer():
 
 
 def test_the_table_has_the_last_losses_and_errors_of_each_stage_that_began():
-    table = observers.table(PLAN, HISTORY)
+    table = observers.table(PLAN, HISTORY, 10)
     assert [column.header for column in table.columns][3:] == ["top-1 error", "top-5 error", "minutes"]
     assert rich_cells(table) == [
         ["1 transform", "2", "loss 2", "", "", "1.5"],
         ["", "", "energy 0.5", "", "", ""],
         ["2 joint", "2", "loss 0.25", "25.00 %", "10.00 %", "3.0"],
     ]
-    assert len(observers.table(PLAN, HISTORY[:2]).columns) == 4
+    assert len(observers.table(PLAN, HISTORY[:2], 10).columns) == 4
+
+
+def test_the_table_of_five_classes_has_no_top_5_error():
+    assert rich_cells(observers.table(PLAN, HISTORY, 5))[-1][3:5] == ["25.00 %", ""]
 
 
 def test_the_quality_table_has_a_row_for_each_model_and_photo(monkeypatch):
