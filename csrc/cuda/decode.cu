@@ -290,16 +290,6 @@ struct LastLayer {
     copy_if(is_lower, sums[0], one);
   }
 
-  static __device__ __forceinline__ void copy(float (&to)[4], const float (&from)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = from[i];
-  }
-  // A select and not a branch, because the lanes of a warp differ and mma needs all of them.
-  static __device__ __forceinline__ void copy_if(bool copies, float (&to)[4], const float (&from)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = copies ? from[i] : to[i];
-  }
-
   template <int kInput>
   __device__ __forceinline__ void add_row(float (&completed)[4], float (&begun)[4], uint32_t row) {
     if constexpr (is_plain(kMode)) {

@@ -277,4 +277,15 @@ __device__ __forceinline__ void mma_half(float (&sums)[4], const uint32_t (&pixe
 #undef WAE_MMA
 #undef WAE_MMA_HALF
 
+// Copies of a lane's sums. copy_if() selects and does not branch, because the lanes of a warp differ and mma needs all
+// of them.
+__device__ __forceinline__ void copy(float (&to)[4], const float (&from)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = from[i];
+}
+__device__ __forceinline__ void copy_if(bool copies, float (&to)[4], const float (&from)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = copies ? from[i] : to[i];
+}
+
 }  // namespace wae::cuda

@@ -169,7 +169,7 @@ class HalfRow {
       for (int n = 0; n < 2; ++n) {
         const uint32_t even_words[2] = {b[2 * n], 0}, odd_words[2] = {b[2 * n + 1], next[n]};
         float of_odd[4];
-        copy_if(true, of_odd, sums[n]);
+        copy(of_odd, sums[n]);
         mma<kMode>(of_odd, inputs_, odd_words);
         mma_half<kMode>(sums[n], inputs_, even_words);
         copy_if(odd, sums[n], of_odd);
@@ -179,7 +179,7 @@ class HalfRow {
       for (int column = 0; column < 3; ++column) {
         float added[2][4];
 #pragma unroll
-        for (int n = 0; n < 2; ++n) copy_if(true, added[n], sums[n]);
+        for (int n = 0; n < 2; ++n) copy(added[n], sums[n]);
         add_product<kMode>(
             one_row(added), thread_,
             [&](int, int m, int k) {
@@ -193,12 +193,6 @@ class HalfRow {
   }
 
  private:
-  // A select and not a branch, because mma needs all lanes.
-  static __device__ __forceinline__ void copy_if(bool copies, float (&to)[4], const float (&from)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = copies ? from[i] : to[i];
-  }
-
   const Thread& thread_;
   uint32_t pixels_;
   int plane_;
