@@ -161,8 +161,9 @@ def train_all(task: Task, record: Record) -> Form:
     """
     settings = task.settings
     if is_first() and "training" not in record.found:
-        model = initialised(task, task.form)
-        rehearse(settings.folder, model, *described(task, task.form), task.form, task.original.network)
+        model, (image, _) = initialised(task, task.form), sample(task.sets(task.form.size).test, 1)
+        about = *described(task, task.form), task.form, task.original.network
+        rehearse(settings.folder, model, *about, image)
     _say_inputs(task)
     if task.new_head:
         _put_head(task, record)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.data.input import Input
+from wae.difference import relative_difference
 from wae.models.accelerated import Form
 from wae.models.evaluating import evaluating
 from wae.models.meta import on_meta
@@ -22,6 +23,7 @@ from wae.wording import counted, first_line
 from .plan import Plan
 from .processes import processes
 
+_EQUAL = 1e-4  # the largest relative difference of scores that rounding makes
 _SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)  # tried for an error message
 
 
@@ -83,6 +85,7 @@ def rehearse(
     input: Input,
     form: Form | None = None,
     original: nn.Module | None = None,
+    images: Tensor | None = None,
 ) -> None:
     """Save ``model`` and load it again, as at the end of a training, so that problems show before it begins.
 
@@ -90,6 +93,8 @@ def rehearse(
         folder: where the network will be saved; the trial file is removed.
         model, network, labels, input, form: as for :func:`wae.storage.checkpoint.save_classifier`.
         original: as for :func:`wae.storage.checkpoint.load_classifier`.
+        images: for which the loaded network must give the same scores, (N, 3, H, W) uint8; None for no
+            comparison.
 
     Raises:
         OSError: there is no space, or no permission to write.
@@ -98,7 +103,8 @@ def rehearse(
     path = folder / ".rehearsal"
     try:
         save_classifier(path, model, network, labels, input, force=True, form=form)
-        loaded = load_classifier(path, original).state_dict()
+        network_again = load_classifier(path, original)
+        loaded = network_again.state_dict()
         if describe(path).labels != tuple(labels):
             raise CheckpointError(f"{network}: its class names change when they are saved and loaded")
         saved = model.state_dict()
@@ -106,3 +112,11 @@ def rehearse(
             raise CheckpointError(f"{network}: {different[0]} changes when it is saved and loaded")
     finally:
         path.unlink(missing_ok=True)
+    if images is not None and _differ(network_again, model, images):  # a file says nothing of attributes
+        raise CheckpointError(f"{network}: its scores change when it is saved and loaded")
+
+
+def _differ(one: nn.Module, other: nn.Module, images: Tensor) -> bool:
+    """Whether the scores of two networks differ by more than rounding; those that are NaN do not."""
+    with torch.no_grad(), evaluating(one), evaluating(other):
+        return relative_difference(one(images), other(images)) > _EQUAL

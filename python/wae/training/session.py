@@ -132,7 +132,7 @@ class Session:
             described = plan.model, sets[0].labels, input
             with observed(self.folder, console, images) as observer, self._plan_of_before():
                 if is_first():
-                    rehearse(self.folder, model, *described)
+                    rehearse(self.folder, model, *described, images=images[:1])
                 history = train(
                     model,
                     plan,

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from wae.data.input import Input
+from wae.models.bodies import initialize
 from wae.models.registry import build
+from wae.storage.weights_file import CheckpointError
 from wae.training.rehearsal import rehearse, try_out
 
 FAMILIES = (
@@ -19,6 +21,17 @@ LABELS = ["no\u00a0break", "ideographic\u3000space", "tab\t\x1b[2J", "long " * 4
 def test_a_network_is_saved_and_loaded_before_it_is_trained(tmp_path, name):
     rehearse(tmp_path, build(name, 4), name, LABELS, Input(900, 1029, False))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_computes_something_else_when_it_is_loaded_is_refused(tmp_path):
+    """Its attributes are not in the file."""
+    model, images = build("googlenet", 4), torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    model.apply(initialize)  # otherwise the scores hardly depend on the image
+    rehearse(tmp_path, model, "googlenet", LABELS, Input(), images=images)
+    model.network.transform_input = True
+    with pytest.raises(CheckpointError, match=r"^googlenet: its scores change when it is saved and loaded$"):
+        rehearse(tmp_path, model, "googlenet", LABELS, Input(), images=images)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nan_weights_are_refused(tmp_path):
