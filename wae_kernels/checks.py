@@ -138,7 +138,7 @@ class _Checker:
         """Raise RuntimeError for the first of ``values`` that its row of ``table`` does not take."""
         for argument, value in zip(TABLES[table], values, strict=True):
             if argument.dtype == "numbers":
-                self.check_sizes(argument, value)
+                self.check_numbers(argument, value)
             elif isinstance(value, Tensor):
                 self.check_tensor(argument, value)
             elif value is not None or argument.name not in _OPTIONAL:
@@ -154,11 +154,17 @@ class _Checker:
         elif tensor.device != self.first[1]:
             self.fail(argument, f"be on {self.first[0]}'s device {self.first[1]}", tensor.device)
 
+    def check_numbers(self, argument: Argument, value: Any) -> None:
+        """Check numbers as the schemas do, which the reference and called layers do not go through."""
+        numbers = list(value) if isinstance(value, Iterable) else [value]
+        if not all(isinstance(number, int) or hasattr(number, "__index__") for number in numbers):
+            self.fail_sizes(argument, numbers)
+        self.check_sizes(argument, numbers)
+
     def check_sizes(self, argument: Argument, got: Sequence[int]) -> None:
         wanted = argument.sizes
         if len(got) != len(wanted) or not all(map(self.fits, wanted, got)):
-            verb = "be" if argument.dtype == "numbers" else "have shape"
-            self.fail(argument, f"{verb} {_joined(map(self.text, wanted))}", _joined(map(str, got)))
+            self.fail_sizes(argument, got)
         self.sizes.update((size, n) for size, n in zip(wanted, got, strict=True) if isinstance(size, str))
 
     def known(self, size: int | str) -> int | None:
@@ -214,6 +220,10 @@ class _Checker:
             self.fail(argument, must, _name(dtype))
         self.parameter = self.parameter or (argument.name, dtype)
 
+    def fail_sizes(self, argument: Argument, got: Sequence[object]) -> None:
+        verb = "be" if argument.dtype == "numbers" else "have shape"
+        self.fail(argument, f"{verb} {_joined(map(self.text, argument.sizes))}", _joined(map(str, got)))
+
     def fail(self, argument: Argument, must: str, got: object) -> None:
         raise RuntimeError(f"wae::{self.op}: {argument.name} must {must}, got {got}")
 
@@ -255,7 +265,7 @@ def check_inputs(op: str, **inputs: Any) -> None:
     for name, value in inputs.items():
         row = rows[name]
         if row.dtype == "numbers":
-            checker.check_sizes(row, value)
+            checker.check_numbers(row, value)
         elif isinstance(value, Tensor):
             checker.check_tensor(row._replace(dtype="floating") if row.dtype == "network" else row, value)
         elif not isinstance(value, torch.fx.Proxy):

@@ -22,7 +22,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from . import _load
-from .checks import check_inputs, check_results
+from .checks import FLOATING, check_inputs, check_results
 from .ops import run_decode, run_decode_scores, run_encode
 from .parameters import KERNEL_WIDTH
 from .reference import format_of, given_as, laid_out, normalize_image, read_by
@@ -185,18 +185,22 @@ def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bo
 
 
 def _dtype_of(module: Any, image: Tensor) -> torch.dtype:
-    """The dtype of an encoder's or a decoder's parameters; of its ``image`` if it has none."""
+    """The dtype of an encoder's or a decoder's parameters; of its ``image`` if it has none.
+
+    Parameters of other dtypes do not count: a layer that was replaced may store its weight as integers.
+    """
     # A replica of DataParallel has no parameters: its layers hold plain tensors.
-    dtype: torch.dtype = next(module.parameters(), getattr(module.conv1, "weight", image)).dtype
-    return dtype
+    tensors = (*module.parameters(), getattr(module.conv1, "weight", None), image)
+    dtypes = [t.dtype for t in tensors if isinstance(t, Tensor) and t.dtype in FLOATING]
+    return dtypes[0] if dtypes else torch.float32
 
 
 def _decoded(
     op: str, module: Any, low: Tensor, high: Tensor, output_size: Sequence[int], *convolutions: nn.Module
 ) -> Tensor:
     """A decoder's result, the same as that of ``op``, computed by calling its layers."""
+    check_inputs(op, low=low, high=high, output_size=output_size)
     size = list(output_size)
-    check_inputs(op, low=low, high=high, output_size=size)
     wide_low, wide_high = read_by(_dtype_of(module, low), low, high)
     x = F.relu(module.low(wide_low, size) + module.high(wide_high, size))
     *trunk, last = convolutions

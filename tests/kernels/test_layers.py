@@ -248,6 +248,19 @@ def test_called_layers_refuse_inputs_that_the_op_refuses(wrong: str, is_fused: b
 
 
 @pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("size", [(12.0, 13.0), 12, None, "12"], ids=repr)
+def test_decoders_name_an_output_size_that_is_not_two_integers(size: Any, is_fused: bool) -> None:
+    for module in (Decoder(), ScoreDecoder(3, 3)):
+        if not is_fused:
+            module.conv2.register_forward_hook(lambda module, args, output: output)
+        with pytest.raises(RuntimeError, match="output_size"):
+            module(HALF, HALF, size)
+        assert module(HALF, HALF, (np.int64(12), torch.tensor(13))).shape[2:] == (12, 13)
+        with pytest.raises(RuntimeError, match="output_size"):
+            torch.vmap(module, (0, None, None))(HALF[None], HALF, size)
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
 @pytest.mark.parametrize("value", [np.zeros((1, 3, 4, 4), np.float32), [1.0]], ids=["array", "list"])
 def test_modules_name_an_argument_that_is_no_tensor(value: Any, is_fused: bool) -> None:
     modules = Encoder(), Decoder(), ScoreDecoder(3, 3)
@@ -342,6 +355,38 @@ def test_a_wrapped_layer_trains(dtype: torch.dtype, name: str) -> None:
     assert low.is_contiguous(memory_format=torch.channels_last)
     (low.square().mean() + high.mean()).backward()
     assert getattr(encoder, name).up.weight.grad.abs().max() > 0
+
+
+class Quantized(nn.Module):
+    """A layer that stores its weight as small numbers, as libraries for quantization do."""
+
+    def __init__(self, layer: nn.Module, stored: torch.dtype) -> None:
+        super().__init__()
+        step = layer.weight.detach().abs().max() / 127
+        number = (layer.weight.detach() / step).round()
+        self.number = nn.Parameter(number.to(stored), requires_grad=False)
+        self.register_buffer("step", step)
+        self.bias = layer.bias
+        self.layer = [layer]  # not a submodule
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        parameters = {"weight": self.number.float() * self.step, "bias": self.bias}
+        result: Tensor = torch.func.functional_call(self.layer[0], parameters, (x, *args))
+        return result
+
+
+@pytest.mark.parametrize("stored", [torch.int8, torch.float8_e5m2], ids=str)
+def test_layer_that_stores_its_weight_in_another_dtype(stored: torch.dtype) -> None:
+    """The images keep their digits: the dtype of the stored numbers is not the network's."""
+    encoder, image = Encoder(), torch.rand(2, 3, 8, 9)
+    encoder.conv1 = Quantized(encoder.conv1, stored)
+    assert_close(encoder(image)[0], encode_by_layers(encoder, image)[0].double(), PLAIN)
+    for module, by_layers in ((Decoder(), decode_by_layers), (ScoreDecoder(3, 3), scores_by_layers)):
+        module.low = Quantized(module.low, stored)
+        low = HALF.bfloat16()
+        out, ref = module(low, low, [12, 13]), by_layers(module, low.float(), low.float(), [12, 13])
+        assert out.dtype == torch.bfloat16
+        assert_close(out, ref.double(), tolerance(torch.bfloat16))
 
 
 def test_another_stride_and_padding_take_effect() -> None:
