@@ -167,9 +167,7 @@ class _Run:
         self.history: list[Epoch] = []
         self.record = bytearray()  # of the history, for the checkpoint
         self.data = {} if state is None else fingerprint(training)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=plan.precision == "float16" and self.device.type == "cuda"
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "float16")
 
     def all_stages(self, resume: bool) -> list[Epoch]:
         if resume and self.state:

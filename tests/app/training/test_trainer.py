@@ -543,6 +543,19 @@ def test_matrices_are_multiplied_in_the_precision_of_the_plan(precision):
     assert seen == {torch.float32, getattr(torch, precision)}  # float32 in the evaluation
 
 
+def test_small_losses_train_in_float16():
+    """Without scaling, gradients below 6e-8 are zero: encoder and decoder did not feel the transform loss."""
+    stage = Stage("joint", 1, 1.0, momentum=0.0, transform_weight=1e-5)
+
+    def change(precision):
+        model = run(only(stage, batch=32, precision=precision))[0]
+        pairs = zip(model.decoder.parameters(), network().decoder.parameters(), strict=True)
+        return torch.cat([(after - before).flatten() for after, before in pairs])
+
+    exact, found = map(change, ("float32", "float16"))
+    assert (found - exact).norm() <= 0.1 * exact.norm()
+
+
 @pytest.mark.slow
 def test_training_with_our_ops_gives_the_losses_of_stock_ones():
     """200 steps with all losses: float32 through the fused ops against float64 through PyTorch's ops.
