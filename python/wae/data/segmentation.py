@@ -139,9 +139,8 @@ class SegmentationFolder(ImageFiles):
     def _unread(self) -> SegmentationFolder:
         """A copy that has read no file yet, because its labels will be others."""
         other = copy.copy(self)
-        other._shares, other._kept = None, None
-        if self._kept is not None:
-            other._kept = {}
+        other._shares = None
+        other._kept = None if self._kept is None else {}
         return other
 
     def _read_shares(self) -> Tensor:

@@ -28,8 +28,8 @@ _SHARED = (
     *("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup", "step_epochs"),
     *("step_factor", "label_smoothing", "class_balance", "ema"),
 )
-"""Entries of WAE's last stage that networks without an encoder share. Entries
-specific to WAE can be changed without training these networks again."""
+"""Entries of WAE's last stage that networks without an encoder share. Entries specific to WAE can be changed
+without training these networks again."""
 
 
 class Job(NamedTuple):
