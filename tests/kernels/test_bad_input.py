@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +16,7 @@ import torch
 from cases import CLASSES, FEATURES, MAIN_CELLS, OPS, Cell, arguments_of, as_tuple, names_of, needs_library
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import run_interpreted
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -107,15 +105,7 @@ def check(op: str, changes: dict[str, Change], message: str, ways: Sequence[Way]
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="the package triton is not installed")
 def test_triton_gives_the_same_errors() -> None:
     """The invalid calls, in a process with Triton's interpreter; valid calls would take it minutes."""
-    options = ["-k", "not random_faults", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    run_interpreted(__file__, "-k", "not random_faults")
 
 
 # -------------------------------------------------------------------------------------- changes to a tensor

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +35,7 @@ from cases import (
     widened,
 )
 from compare import assert_close, relative_error, tolerance
-from programs import run_program
+from programs import run_interpreted, run_program
 from torch import Tensor
 
 from wae_kernels import _load, backends, reference
@@ -115,17 +113,8 @@ def test_plan_with_a_number_of_tiles_beyond_32_bits() -> None:
 @compiled
 def test_in_the_interpreter() -> None:
     """Runs the tests marked `interpreted` in a process with Triton's interpreter."""
-    # The interpreter warns because it multiplies NaN outside of the image, where results are not used.
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 40, done.stdout[-2000:]
+    printed = run_interpreted(__file__)
+    assert int(re.findall(r"(\d+) passed", printed)[0]) > 40, printed[-2000:]
 
 
 SMALL = Tile(16, 4, 4)

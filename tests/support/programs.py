@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def run_program(
@@ -21,3 +22,18 @@ def run_program(
     )
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def run_interpreted(file: str, *options: str) -> str:
+    """Run the tests of a file with Triton's interpreter, which must all pass; what pytest printed."""
+    # The interpreter warns because it multiplies NaN outside of the image, where results are not used.
+    quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *quiet, *options, file],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    return done.stdout
