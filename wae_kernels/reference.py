@@ -190,7 +190,7 @@ def encode_int8(
 ) -> tuple[Tensor, Tensor]:
     """The int8 encoder. See :func:`wae_kernels.encode_int8`.
 
-    It computes in float64, which holds every sum exactly and has convolutions on every device.
+    It computes in float64, which holds every sum exactly; not every device has convolutions of integers.
     """
     p = parameters
     zero_points = low_zero_point, high_zero_point

@@ -42,7 +42,8 @@ inline std::string what_torch_said() {
 // without Python the message says what is missing, and not only the name of the op.
 inline std::string why_failed(const char* op) {
   const std::string lacking =
-      "without wae_kernels in Python only what has a compiled kernel runs (width 16, not float64)";
+      "without wae_kernels in Python only what has a compiled kernel runs "
+      "(width 16, at most 32 classes and features, not float64)";
   const std::string name = std::string("wae::") + op + ": ", what = what_torch_said();
   if (torch_exception_get_what_without_backtrace == nullptr) {
     return name + "its fallback failed (" + what + "); " + lacking;

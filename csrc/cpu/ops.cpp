@@ -1,7 +1,7 @@
 // encode and the decoders on the CPU: check the arguments, find the packed weights, divide the work into tasks, run them.
 //
-// Calls for which there is no kernel (float64, widths other than 16, the backend "reference") are passed on to
-// wae::_<op>_reference, which wae_kernels/fallback.py implements.
+// Calls for which there is no kernel (float64, widths other than 16, more than 32 classes or features, the backend
+// "reference") are passed on to wae::_<op>_reference, which wae_kernels/fallback.py implements.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -520,21 +520,37 @@ def test_default_is_auto() -> None:
     assert run_python(program, None).stdout == "auto False\n"
 
 
+_LIBRARY_ALONE = """
+import torch; torch.ops.load_library({!r})
+
+def refused(op, *inputs):
+    try:
+        getattr(torch.ops.wae, op)(*inputs)
+    except RuntimeError as error:
+        print(error)
+
+weight = [torch.randn(16, n, 3, 3) for n in (3, 16, 16)] + [torch.randn(3, 16, 3, 3)] * 2
+parameters = [t for w in weight for t in (w, w[:, 0, 0, 0])]
+low, _ = torch.ops.wae.encode(torch.randn(1, 3, 8, 9), *parameters)
+assert low.shape == (1, 3, 4, 5)
+refused("encode", torch.randn(1, 3, 8, 9).double(), *(p.double() for p in parameters))
+
+classes, trunk = torch.randn(33, 16, 3, 3), torch.randn(16, 16, 3, 3)
+weight = [(classes, trunk), (classes, trunk), (trunk, trunk), (classes, classes)]
+parameters = [t for w, of_bias in weight for t in (w, of_bias[:, 0, 0, 0])]
+refused("decode_scores", torch.randn(1, 33, 4, 5), torch.randn(1, 33, 4, 5), *parameters, (8, 9))
+"""
+
+
 @needs_library
 def test_library_alone_refuses_what_has_no_kernel() -> None:
     """A C++ program, for example, loads the library without the Python package."""
     assert _load.CPU.library is not None
-    program = (
-        f"import torch; torch.ops.load_library({_load.CPU.library._name!r})\n"
-        "weight = [torch.randn(16, n, 3, 3) for n in (3, 16, 16)] + [torch.randn(3, 16, 3, 3)] * 2\n"
-        "parameters = [t for w in weight for t in (w, w[:, 0, 0, 0])]\n"
-        "low, _ = torch.ops.wae.encode(torch.randn(1, 3, 8, 9), *parameters)\n"
-        "assert low.shape == (1, 3, 4, 5)\n"
-        "torch.ops.wae.encode(torch.randn(1, 3, 8, 9).double(), *(p.double() for p in parameters))\n"
-    )
-    message = run_python(program, None).stderr
-    assert "RuntimeError: wae::encode: " in message
-    assert "without wae_kernels in Python only what has a compiled kernel runs" in message
+    messages = run_python(_LIBRARY_ALONE.format(_load.CPU.library._name), None).stdout
+    for op in ("encode", "decode_scores"):
+        assert f"wae::{op}: " in messages
+    why = "only what has a compiled kernel runs (width 16, at most 32 classes and features, not float64)"
+    assert messages.count(why) == 2
 
 
 @pytest.mark.slow
