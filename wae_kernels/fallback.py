@@ -1,8 +1,8 @@
 """Runs the ops without a compiled kernel: by the Triton kernels where they run, else by the reference.
 
 The compiled kernels pass on to ``wae::_<op>_reference`` what they do not run: float64, widths other than 16,
-more than 32 classes or features, and everything while another backend is selected. The same function is the op's own kernel on every device
-that has no compiled one.
+more than 32 classes or features, and everything while another backend is selected. The same function is the
+op's own kernel on every device that has no compiled one.
 """
 
 from __future__ import annotations
