@@ -24,6 +24,7 @@ from wae.storage.files import sha256
 from wae.storage.weights_file import CheckpointError
 
 from .pretrained import (
+    HALVES,
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
     TORCHVISION,
@@ -36,7 +37,6 @@ TIMM = "timm"
 """Stands for timm's weights of the network as a source; they may be downloaded."""
 
 _IMAGENET_CLASSES = 1000
-_HALVES = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
         network, sources = _from_file(weights, make, classes, unused)
     (size,), (resize,) = preset.crop_size, preset.resize_size
     # GoogLeNet and Inception v3 do not rescale what the preset normalises: see torchvision_network
-    mean, std = (_HALVES, _HALVES) if name in AUXILIARY else (_three(preset.mean), _three(preset.std))
+    mean, std = (HALVES, HALVES) if name in AUXILIARY else (_three(preset.mean), _three(preset.std))
     return Original(
         name,
         network.eval(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torchvision import models
 
 from wae.models.autoencoder import AutoEncoder
 from wae.models.baselines import FullResolution
-from wae.models.bodies import CLASSIFIERS
+from wae.models.bodies import AUXILIARY, CLASSIFIERS
 from wae.models.network import WAENetwork
 from wae.models.small_vgg import SmallVGG
 from wae.storage import weights_file
@@ -41,9 +41,11 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of colours 0..1, as torchvision's weights expect them
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5)
+"""Mean and deviation for torchvision's weights of GoogLeNet and Inception v3: see
+:func:`wae.models.bodies.torchvision_network`."""
 
 
-@torch.no_grad()
 def scale_for_photos(model: nn.Module) -> None:
     """If ``model`` does not scale its images (0..255), make it scale their colours to about unit variance.
 
@@ -52,9 +54,15 @@ def scale_for_photos(model: nn.Module) -> None:
     """
     scale, shift = model.get_buffer("image_scale"), model.get_buffer("image_shift")
     if bool((scale == 1).all()) and bool((shift == 0).all()):
-        mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
-        scale.copy_(1 / (255 * deviation))
-        shift.copy_(-mean / deviation)
+        _scale(model, IMAGENET_MEAN, IMAGENET_DEVIATION)
+
+
+@torch.no_grad()
+def _scale(model: nn.Module, mean: Sequence[float], deviation: Sequence[float]) -> None:
+    """Make ``model`` normalise its images (0..255) by the mean and deviation of colours 0..1."""
+    m, d = torch.tensor(mean), torch.tensor(deviation)
+    model.get_buffer("image_scale").copy_(1 / (255 * d))
+    model.get_buffer("image_shift").copy_(-m / d)
 
 
 def load_weights(model: nn.Module, name: str, classes: int, path: Path) -> None:
@@ -94,6 +102,9 @@ def load_autoencoder(model: nn.Module, path: Path) -> None:
 def load_body(model: nn.Module, name: str, source: str) -> None:
     """Load pretrained weights into the standard body of ``model``; its classifier does not change.
 
+    torchvision's GoogLeNet and Inception v3 also get the scale and shift that their weights expect, unless
+    they are in a WAE network, which normalises what its body sees.
+
     Args:
         model: the network called ``name``. In a WAE network the low body is loaded.
         source: a file of a network or its body, written by safetensors or torch.save (no code in it is ever
@@ -114,6 +125,8 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
     if wrong := weights_file.mismatches(found, wanted, without_counters=True):
         raise CheckpointError(f"{source}: these are not the weights of {name}'s body: {wrong[0]}")
     weights_file.put(source, body, found, strict=False)
+    if source == TORCHVISION and isinstance(model, FullResolution) and _stem(name) in AUXILIARY:
+        _scale(model, HALVES, HALVES)
 
 
 def _body(model: nn.Module) -> nn.Module:
@@ -128,10 +141,15 @@ def _body(model: nn.Module) -> nn.Module:
 
 
 def _from_torchvision(name: str) -> Mapping[str, Tensor]:
-    stem = re.sub(r"^(wae|wavelet)_|(_half|_at_\d+)$", "", name)
+    stem = _stem(name)
     torchvision_weights(stem)
     make = partial(models.get_model, stem, weights="DEFAULT")
     return downloaded(TORCHVISION, stem, make).state_dict()
+
+
+def _stem(name: str) -> str:
+    """The name of the network around which the one called ``name`` is built."""
+    return re.sub(r"^(wae|wavelet)_|(_half|_at_\d+)$", "", name)
 
 
 def torchvision_weights(name: str) -> Any:

@@ -878,6 +878,19 @@ def test_a_body_saved_inside_another_module_is_found(tmp_path, prefix, wrapper):
         assert torch.equal(model.body[0].weight, source.body[0].weight)
 
 
+def test_googlenet_with_torchvisions_weights_sees_what_these_expect(monkeypatch):
+    """torchvision's own network rescales images to a mean and deviation of 0.5."""
+    from torchvision import models
+
+    source = models.googlenet(num_classes=5, init_weights=False)
+    monkeypatch.setattr(models, "get_model", lambda *_, **__: source)
+    model = FullResolution(models.googlenet(num_classes=3, aux_logits=False, init_weights=False))
+    pretrained.scale_for_photos(model)
+    pretrained.load_body(model, "googlenet", "torchvision")
+    for scale, shift in zip(model.image_scale, model.image_shift, strict=True):
+        assert (255 * scale.item(), shift.item()) == pytest.approx((2, -1))
+
+
 def test_a_failed_download_is_reported(train, monkeypatch, capsys):
     def get_model(name, weights=None, **options):
         if weights:
