@@ -22,7 +22,7 @@ from .engines import ENGINES, EngineError
 from .engines.int8 import ByteInput
 from .front import End, Front
 from .precision import DTYPES
-from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, SavedError, check_name, made_by
+from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, INSTRUCTIONS, SavedError, check_name, made_by
 from .undisturbed import undisturbed
 
 _log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
     Args:
         folder: the folder that was given to ``save``.
         rebuild: load the network even if another version of the engine or of this package, or another kind of
-            CPU, made it. By default such a network is refused, because it may be slow or not run. The engine
-            compiles it again if it has to. An AOTInductor package is always refused.
+            CPU, made it. By default such a network is refused, because it may be slow, not run or, in int8,
+            be wrong. The engine compiles it again if it has to. An AOTInductor package is always refused.
 
     Raises:
         SavedError: there is no deployed network in ``folder``, it is damaged, or it is refused as above.
@@ -110,7 +110,8 @@ def _fits(about: dict[str, Any]) -> bool:
 
 
 def _require_same(folder: Path, about: Mapping[str, Any], rebuild: bool) -> None:
-    here, there = made_by(about["engine"]), about["made by"]
+    here = made_by(about["engine"])
+    there = {INSTRUCTIONS: here[INSTRUCTIONS], **about["made by"]}  # older folders lack it
     other = [f"{key} {there.get(key)} (here {here[key]})" for key in here if here[key] != there.get(key)]
     if not other:
         return

@@ -34,12 +34,15 @@ from wae_kernels.nn import Encoder
 from .encoder_int8 import ByteEncoder, Int8Encoder
 from .engines import ENGINES, EngineError, Prepared, Run
 from .front import End, Front
-from .precision import DTYPES, name_of
+from .precision import DTYPES, NAMES, name_of, native
 
 ABOUT, ENCODER, END = "deployed.json", "encoder.safetensors", "end.safetensors"
 FORMATS = (1, 2)
 """The formats that are read. Folders with a fusion have the second, so that older versions, which would
 leave the fusion out, refuse them."""
+INSTRUCTIONS = "instructions for"
+"""The entry of ``made by`` with the precisions for which the CPU has instructions. Without those for int8 the
+sums of 8-bit weights saturate, and compiled code may use any of them."""
 ENCODERS: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind for kind in (Encoder, Haar, Int8Encoder, ByteEncoder)
 }
@@ -134,7 +137,8 @@ def made_by(engine: str) -> dict[str, str]:
     """The versions, and the kind of CPU, on which the engine's file depends."""
     packages = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime",)}.get(engine, ("torch",))
     versions = {package: str(importlib.import_module(package).__version__) for package in packages}
-    return {**versions, "wae": wae_kernels.__version__, "processor": _processor()}
+    computed = " ".join(name for name in NAMES if native(name, torch.device("cpu")))
+    return {**versions, "wae": wae_kernels.__version__, "processor": _processor(), INSTRUCTIONS: computed}
 
 
 def _processor() -> str:

@@ -200,7 +200,7 @@ def test_a_damaged_file_is_refused_by_name(name, folder):
         wae.load_deployed(folder)
 
 
-@pytest.mark.parametrize("key", ["torch", "processor"])
+@pytest.mark.parametrize("key", ["torch", "processor", "instructions for"])
 def test_another_version_is_refused_or_rebuilt(key, folder):
     about = json.loads((folder / "deployed.json").read_text())
     about["made by"][key] = "another"
@@ -214,6 +214,17 @@ def test_another_version_is_refused_or_rebuilt(key, folder):
     (folder / "deployed.json").write_text(json.dumps(about))
     with pytest.raises(SavedError, match="compiled code cannot be rebuilt"):
         wae.load_deployed(folder, rebuild=True)
+
+
+def test_a_cpu_without_instructions_for_int8_is_another_one(folder, monkeypatch):
+    """Sums of 8-bit weights saturate there, which nobody would notice. Older folders do not name them."""
+    monkeypatch.setattr(saving, "native", lambda name, device: name != "int8")
+    with pytest.raises(SavedError, match=r"made by instructions for .*rebuild=True"):
+        wae.load_deployed(folder)
+    about = json.loads((folder / "deployed.json").read_text())
+    del about["made by"]["instructions for"]
+    (folder / "deployed.json").write_text(json.dumps(about))
+    assert wae.load_deployed(folder).engine == "eager"
 
 
 def replace_encoder(folder, tensors, **entries):
