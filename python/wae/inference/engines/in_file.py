@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wae.inference.programs import any_batch, exported, several
 from wae.storage.files import full_disk_named
 
-from .engine import Prepared, Run
+from .engine import EngineError, Prepared, Run
 from .int8 import ByteInput, Movement
 
 PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
@@ -37,6 +38,9 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
         inputs: example inputs of the network.
         dynamic: make a model for any number of images, not only the number in ``inputs``.
         options: passed to :func:`torch.onnx.export`.
+
+    Raises:
+        EngineError: an average pool has a ``divisor_override``.
     """
     shapes = any_batch(module, inputs) if dynamic else None
     inputs = several(inputs) if dynamic else inputs
@@ -44,19 +48,27 @@ def to_onnx(module: nn.Module, inputs: Sequence[Tensor], dynamic: bool = False, 
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        program = torch.onnx.export(
-            exported(module, inputs, shapes), tuple(inputs), dynamo=True, verbose=False, **options
-        )
+        traced = exported(module, inputs, shapes)
+        _refuse_divisors(traced)
+        program = torch.onnx.export(traced, tuple(inputs), dynamo=True, verbose=False, **options)
         assert program is not None  # with dynamo=True
         proto = program.model_proto
         for value in program.model.graph.initializers.values():
             value.const_value = None  # onnxscript's global rules keep the last graph alive, weights included
         if dynamic:
             _name_batch(proto)
-        _pad_before_average_pools(proto)
+        _count_without_padding(proto)
         return proto
     finally:
         logger.setLevel(level)
+
+
+def _refuse_divisors(program: torch.export.ExportedProgram) -> None:
+    """Raise EngineError if an average pool has a divisor of its own: the exporter drops it without a word."""
+    pools = (torch.ops.aten.avg_pool2d.default, torch.ops.aten.avg_pool3d.default)
+    for node in program.graph.nodes:
+        if node.target in pools and [*node.args[6:], node.kwargs.get("divisor_override")][0] is not None:
+            raise EngineError("ONNX has no average pool with a divisor_override, as this network has")
 
 
 def _name_batch(proto: Any) -> None:
@@ -70,43 +82,54 @@ def _name_batch(proto: Any) -> None:
             dim.dim_param = re.sub(rf"\b{re.escape(symbol)}\b", BATCH, dim.dim_param)
 
 
-def _pad_before_average_pools(proto: Any) -> None:
-    """Give average pools that round up and count the padding (``count_include_pad``) a padding of their own.
+def _count_without_padding(proto: Any) -> None:
+    """Make average pools that count padding (``count_include_pad``) leave it out, and scale their results.
 
-    PyTorch counts the padding, but nothing that the last window covers beyond it. OpenVINO, and ONNX Runtime
-    in int8, count that too, which makes the last row and column too small.
+    OpenVINO in int8 gives wrong results if the pool reads a convolution without a ReLU that another layer
+    reads too. If a pool rounds up, OpenVINO, and ONNX Runtime in int8, also count what the last window covers
+    beyond the padding, which PyTorch does not.
     """
     import onnx
 
     graph = proto.graph
-    sides = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[2:]]
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }
+    types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     for place, node in reversed(list(enumerate(graph.node))):
         has = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        if node.op_type != "AveragePool" or not (has.get("ceil_mode") and has.get("count_include_pad")):
+        if node.op_type != "AveragePool" or not has.get("count_include_pad"):
             continue
         source, (result,), pads = node.input[0], node.output, any(has["pads"])
-        padded, amounts = f"{result}_padded", f"{result}_pads"
-        pool = {name: has[name] for name in ("ceil_mode", "kernel_shape", "strides")}
-        inputs = [padded if pads else source]
-        node.CopyFrom(onnx.helper.make_node("AveragePool", inputs, [result], node.name, **pool))
+        sides = [dim.dim_value for dim in types[source].shape.dim[2:]] if source in types else [0]
+        if pads and not all(sides):  # the size depends on the numbers
+            continue
+        new = result if not pads else f"{result}_unscaled"
+        pool = {name: value for name, value in has.items() if name != "count_include_pad"}
         if pads:
-            added = _padding(has, sides[source], sides[result])
-            graph.initializer.append(onnx.numpy_helper.from_array(added, amounts))
-            graph.node.insert(place, onnx.helper.make_node("Pad", [source, amounts], [padded]))
+            shares = _shares(has, sides)
+            pool |= {"ceil_mode": 0, "pads": _covered(has, sides, shares.shape[2:])}
+        node.CopyFrom(onnx.helper.make_node("AveragePool", [source], [new], node.name, **pool))
+        if pads:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(types[source].elem_type)
+            graph.initializer.append(onnx.numpy_helper.from_array(shares.astype(dtype), f"{result}_shares"))
+            graph.node.insert(place + 1, onnx.helper.make_node("Mul", [new, f"{result}_shares"], [result]))
 
 
-def _padding(pool: Mapping[str, Any], source: Sequence[int], result: Sequence[int]) -> Any:
-    """The padding of a pool with these attributes and sizes, an array as ONNX's Pad takes it.
+def _shares(pool: Mapping[str, Any], sides: Sequence[int]) -> Any:
+    """The share of each window that is not padding, an array, for a pool with these attributes and inputs."""
+    average = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(sides)]
+    options = {"stride": pool["strides"], "padding": pool["pads"][: len(sides)]}
+    ones = torch.ones(1, 1, *sides, dtype=torch.float32, device="cpu")
+    return average(ones, pool["kernel_shape"], ceil_mode=bool(pool.get("ceil_mode")), **options).numpy()
 
-    After the last row and column it ends where the last window does: another one might begin in more.
+
+def _covered(pool: Mapping[str, Any], sides: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """The padding that the windows of a pool cover, ``counts`` along each side, as ONNX's attribute ``pads``.
+
+    A pool that rounds up may have one more window in ONNX than in PyTorch.
     """
-    before, after = pool["pads"][: len(source)], pool["pads"][len(source) :]
-    windows = zip(result, pool["strides"], pool["kernel_shape"], source, before, strict=True)
-    covered = [(count - 1) * stride + kernel - side - first for count, stride, kernel, side, first in windows]
-    return torch.tensor([0, 0, *before, 0, 0, *map(min, after, covered)]).numpy()
+    before = pool["pads"][: len(sides)]
+    windows = zip(counts, pool["strides"], pool["kernel_shape"], sides, before, strict=True)
+    after = [(count - 1) * stride + kernel - side - first for count, stride, kernel, side, first in windows]
+    return [*before, *(max(0, covered) for covered in after)]
 
 
 class InFile(Prepared):

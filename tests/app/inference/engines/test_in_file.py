@@ -29,31 +29,64 @@ def test_no_tensor_keeps_the_weights_of_a_network_in_a_file(engine):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
 @pytest.mark.parametrize(("kernel", "padding"), [(2, 0), (2, 1), (3, 1)])
-def test_average_pools_that_round_up(engine, kernel, padding):
-    """OpenVINO also counted what the last window covers beyond the padding."""
+def test_average_pools_that_round(engine, up, kernel, padding):
+    """Up, OpenVINO also counted what the last window covers beyond the padding."""
     needs(engine)
-    pool = nn.AvgPool2d(kernel, 2, padding, ceil_mode=True).eval()
+    pool = nn.AvgPool2d(kernel, 2, padding, ceil_mode=up).eval()
     for size in ((8, 9), (9, 8)):
         images = torch.rand(2, 3, *size)
         run = ENGINES[engine].make(pool, [images]).for_batch(2)
         torch.testing.assert_close(run(images), pool(images))
 
 
+@pytest.mark.parametrize(
+    ("pool", "sides"), [(nn.AvgPool1d(3, 2, 1), (8,)), (nn.AvgPool3d((3, 2, 3), 2, (1, 0, 1)), (8, 9, 7))]
+)
+def test_average_pools_of_other_dimensions(pool, sides):
+    needs("onnxruntime")
+    numbers = torch.rand(2, 3, *sides)
+    run = ENGINES["onnxruntime"].make(pool.eval(), [numbers]).for_batch(2)
+    torch.testing.assert_close(run(numbers), pool(numbers))
+
+
+def test_an_average_pool_with_its_own_divisor_is_refused():
+    """PyTorch's exporter drops the divisor; in int8, where scores are not compared, that went unnoticed."""
+    needs("onnxruntime")
+    for pool in (nn.AvgPool2d(3, 2, 1, divisor_override=4), nn.AvgPool3d(2, divisor_override=3)):
+        numbers = torch.rand(2, 3, *(6,) * (2 if isinstance(pool, nn.AvgPool2d) else 3))
+        with pytest.raises(EngineError, match="divisor_override"):
+            ENGINES["onnxruntime"].make(pool.eval(), [numbers])
+
+
+class Beside(nn.Sequential):
+    """The sum of two parts behind a convolution, whose results may be negative."""
+
+    def forward(self, images):
+        convolution, *parts = self
+        x = convolution(images)
+        return sum(part(x) for part in parts)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_average_pools_that_round_up_in_int8(engine):
-    """ONNX Runtime halved the last row and column."""
+@pytest.mark.parametrize("pools", ["up", "signed numbers"])
+def test_average_pools_in_int8(engine, pools):
+    """ONNX Runtime halved the last row and column if a pool rounds up; OpenVINO failed with signs."""
     if reason := ENGINES[engine].why_not("cpu", "int8"):
         pytest.skip(reason)
     torch.manual_seed(0)
-    pool = nn.AvgPool2d(2, ceil_mode=True)
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), pool, nn.Conv2d(4, 3, 1)).eval()
+    first, *last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+    if pools == "up":
+        network = nn.Sequential(first, nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True), last[0])
+    else:
+        network = Beside(first, nn.Sequential(nn.AvgPool2d(3, 1, 1), last[0]), last[1])
     images = torch.rand(24, 3, 9, 11)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("warnings.filters", [])  # about the libraries' own parts
         deployed = deploy(
-            network, images.shape[2:], 2, engine, precision="int8", calibration=images,
+            network.eval(), images.shape[2:], 2, engine, precision="int8", calibration=images,
             calibration_images=12, max_drop=None,
         )  # fmt: skip
     with torch.no_grad():
