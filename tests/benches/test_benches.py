@@ -157,7 +157,7 @@ def test_the_pages_have_only_parts_with_results() -> None:
     on_gpu = result(encode) | {"machine": MACHINE | {"gpu": "H100"}}
     target = "encode float16 over the fastest baseline"  # for GPUs
     plain = report.summary([result(encode)], [], [Path("docs/two_words.png")])
-    assert plain.startswith("![two words](two_words.png)\n\n## Targets\n\nCells: ")
+    assert plain.startswith("![two words](two_words.png)\n\n## Targets\n\nWhat is *required* ")
     assert target not in plain
     assert "Reduced precision" not in plain
     assert target in report.summary([on_gpu], [], [])
