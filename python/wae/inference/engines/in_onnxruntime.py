@@ -14,7 +14,7 @@ from wae.progress import track
 from wae.storage.files import temporary_folder
 
 from .engine import Engine, Prepared, Run, Samples
-from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, to_onnx
+from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, require_same, to_onnx
 from .int8 import ByteInput, Movement, errors_only, movements_between
 
 
@@ -25,7 +25,10 @@ def _prepare(
     with kept_folder() as folder:
         path = folder / "network.onnx"
         path.write_bytes(network)
-        movements = quantize(path, samples, compared) if wanted == "int8" else ()
+        movements: Sequence[Movement] = ()
+        if wanted == "int8":
+            require_same(module, onnx_session(path), [inputs, *samples])
+            movements = quantize(path, samples, compared)
         return InFile(folder, _open, _take_bytes, movements, temporary=True)
 
 

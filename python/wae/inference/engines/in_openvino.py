@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wae.inference import signal_stack
 
 from .engine import Engine, Prepared, Run, Samples
-from .in_file import PACKAGES, InFile, kept_folder, one_or_more, to_onnx
+from .in_file import PACKAGES, InFile, kept_folder, one_or_more, require_same, to_onnx
 from .int8 import ByteInput, Movement, movements_between
 
 
@@ -30,6 +30,7 @@ def _prepare(
     model = openvino.Core().read_model(to_onnx(module, inputs, True).SerializeToString())
     movements: Sequence[Movement] = ()
     if wanted == "int8":
+        require_same(module, _runner(model), [inputs, *samples])
         model, movements = _quantized(model, samples, compared)
     with kept_folder() as folder:
         openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
@@ -85,6 +86,19 @@ def _open(wanted: str, folder: Path, batch: int | None, keep: bool) -> Run:
             request.set_input_tensor(number, openvino.Tensor(array, shared_memory=True))
         found = request.infer(share_outputs=True)
         return one_or_more(results or [torch.from_numpy(x) for x in found.values()])
+
+    return run
+
+
+def _runner(model: Any) -> Run:
+    """Runs ``model``, an ``openvino.Model``, in float32."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": _HINTS["float32"]})
+
+    def run(*tensors: Tensor) -> Any:
+        found = compiled([x.contiguous().numpy() for x in tensors])
+        return one_or_more([torch.from_numpy(x) for x in found.values()])
 
     return run
 

@@ -1,6 +1,7 @@
 """Engines that run a network from a file."""
 
 import gc
+import importlib
 import os
 import tempfile
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, EngineError
-from wae.inference.engines.in_file import InFile
+from wae.inference.engines.in_file import InFile, require_same, to_onnx
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -58,6 +59,30 @@ def test_an_average_pool_with_its_own_divisor_is_refused():
         numbers = torch.rand(2, 3, *(6,) * (2 if isinstance(pool, nn.AvgPool2d) else 3))
         with pytest.raises(EngineError, match="divisor_override"):
             ENGINES["onnxruntime"].make(pool.eval(), [numbers])
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_graph_that_computes_something_else_is_not_quantized(engine, monkeypatch):
+    """An error of the exporter looked like a loss of accuracy in int8, and a small one was accepted."""
+    if reason := ENGINES[engine].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    module = importlib.import_module(f"wae.inference.engines.in_{engine}")
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    monkeypatch.setattr(module, "to_onnx", lambda network, *rest: to_onnx(other, *rest))
+    inputs = [torch.randn(2, 3, 8, 8)]
+    with pytest.raises(
+        EngineError, match=f"{engine} does not run .*computes something else than the network"
+    ):
+        ENGINES[engine].make(other[0], inputs, "int8", [inputs], inputs)
+
+
+def test_a_graph_must_agree_on_one_set_of_inputs():
+    """With unpooling two right computations may differ on some."""
+    sets = [[torch.ones(2)], [torch.zeros(2)]]
+    require_same(nn.Identity(), lambda x: x * x.max(), [*sets, [torch.full((2,), 2.0)]])
+    for wrong in (lambda x: x + 1, lambda x: x / 0, lambda x: x[:1]):
+        with pytest.raises(ValueError, match="something else"):
+            require_same(nn.Identity(), wrong, sets)
 
 
 class Beside(nn.Sequential):
