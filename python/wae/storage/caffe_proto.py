@@ -163,11 +163,8 @@ _MESSAGES: dict[str, dict[str, _FieldSpec]] = {
         "height": (3, _ONE, _INT),
         "width": (4, _ONE, _INT),
         "data": (5, _MANY, _FLOAT),
-        "shape": (
-            7,
-            _ONE,
-            _BYTES,
-        ),  # a BlobShape, as bytes, so that its length is checked before it is parsed
+        # a BlobShape, as bytes, so that its length is checked before it is parsed
+        "shape": (7, _ONE, _BYTES),
         "double_data": (8, _MANY, _DOUBLE),
     },
 }
