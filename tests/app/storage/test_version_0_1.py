@@ -53,5 +53,5 @@ def test_a_training_is_resumed(tmp_path):
     assert losses == pytest.approx([1.1525797843933105, 1.10183584690094], rel=1e-4)
     total = sum(parameter.double().sum().item() for parameter in model.parameters())
     assert total == pytest.approx(-2.448001136606763, rel=1e-4)
-    with pytest.raises(CheckpointError, match="another batch"):
+    with pytest.raises(CheckpointError, match="different plan: batch"):
         train(model, replace(plan, batch=16), data, test, state=state, resume=True)

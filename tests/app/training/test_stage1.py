@@ -135,7 +135,7 @@ def test_a_number_of_steps_that_epochs_cannot_share_equally(photos, tmp_path, mo
     for last in (1, None):  # a checkpoint, and finished weights
         with pytest.raises(Interrupted) if last else nullcontext():
             stage1.train(photos, schedule(steps, batch=2), 16, path=path, resume=True, observer=StopAt(last))
-        with pytest.raises(weights_file.CheckpointError, match=f"another --steps .*{steps}"):
+        with pytest.raises(weights_file.CheckpointError, match=f"other options: --steps .*{steps}"):
             stage1.train(photos, schedule(steps + 1, batch=2), 16, path=path, resume=True)
     assert weights_file.read_recipe(path)["sources"] == {"--steps": str(steps)}
     taken = Count()

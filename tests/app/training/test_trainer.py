@@ -920,7 +920,7 @@ def test_resume_needs_a_checkpoint_of_the_same_training(tmp_path):
         run(state=path, resume=True)
     run(only(JOINT), state=path)
     kept = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"another batch \(8, not 16\), epochs \(2, not 3\)$"):
+    with pytest.raises(CheckpointError, match=r"different plan: batch \(8, not 16\), epochs \(2, not 3\)$"):
         run(only(replace(JOINT, epochs=3), batch=16), state=path, resume=True)
     other = tiny(4)
     with pytest.raises(CheckpointError, match=r"its tensors are not those of the network: decoder"):
