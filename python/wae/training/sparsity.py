@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.prune import L1Unstructured
 
 
 class Masks:
     """Masks over the convolutions and matrices of ``model`` that zero the smallest numbers of each.
 
-    They are zeroed immediately. Masks created from a model to which masks were applied are the same.
+    They are zeroed immediately. Masks created from a model that was trained with masks are the same.
 
     Args:
         model: only parameters that require gradients are pruned.
@@ -18,9 +17,8 @@ class Masks:
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:
-        rule = L1Unstructured(float(share))  # an integer would mean a count
         weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        self._masks = [(weight, _mask(rule, weight.detach().contiguous())) for weight in weights]
+        self._masks = [(weight, _mask(weight.detach(), share)) for weight in weights]
         self.apply()
 
     @torch.no_grad()
@@ -30,6 +28,13 @@ class Masks:
             weight.mul_(mask)
 
 
-def _mask(rule: L1Unstructured, weight: Tensor) -> Tensor:
-    mask: Tensor = rule.compute_mask(weight, torch.ones_like(weight))
+def _mask(weight: Tensor, share: float) -> Tensor:
+    """Zeros for this share of the numbers, smallest first, and ones for the others.
+
+    Of equal numbers the first ones are taken. A linear start leaves many zeros, of which some may be masked
+    and some not. Those that are still zero after some training come after the masked ones.
+    """
+    mask = torch.ones_like(weight, memory_format=torch.contiguous_format)
+    smallest = weight.abs().flatten().argsort(stable=True)[: round(share * weight.numel())]
+    mask.view(-1)[smallest] = 0
     return mask

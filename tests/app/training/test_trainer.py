@@ -622,6 +622,21 @@ def test_masks_zero_the_smallest_weights_but_no_frozen_weights_or_biases():
             assert torch.equal(parameter, before[name])
 
 
+def test_masks_are_found_again_after_training_even_if_all_weights_were_zero():
+    """As some are after a linear start. Weights that were not masked may still be zero."""
+    model, masked = nn.Linear(50, 50, bias=False), []
+    weight = model.weight.data
+    weight.zero_()
+    for _ in range(2):
+        masks = Masks(model, 0.3)
+        weight.fill_(1.0)
+        masks.apply()
+        masked.append(weight == 0)
+        weight[:, ::7] = 0
+    assert masked[0].sum() == 750
+    assert torch.equal(*masked)
+
+
 def test_dense_sparse_dense():
     (sparse, _), (dense, _) = run(replace(PLAN, stages=DSD[:2])), run(replace(PLAN, stages=DSD))
     assert zeros(sparse) == pytest.approx(dict.fromkeys(zeros(sparse), 0.5), abs=0.05)
