@@ -15,7 +15,7 @@ from tiny_classifier import tiny
 
 from wae.data.dataset import NOT_COUNTED, InMemory
 from wae.training.plan import Plan, Stage
-from wae.training.processes import joined
+from wae.training.processes import joined, rank_and_world
 from wae.training.trainer import Observer, train
 from wae_kernels.nn import Decoder
 
@@ -113,3 +113,7 @@ if __name__ == "__main__":
             run(plan, state=folder / name, device=device)
         run(FIXED, data=with_gaps(image_set()), state=folder / "gaps", device=device)
         run(FIXED, data=partly_counted(image_set()), state=folder / "counted", device=device)
+        model, passes = network(), []
+        model.encoder.register_forward_hook(lambda *_: passes.append(None))
+        run(replace(FIXED, accumulate=2), model, with_gaps(image_set()), device=device)
+        (folder / f"passes of {rank_and_world()[0]}").write_text(str(len(passes)))

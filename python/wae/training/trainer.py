@@ -308,15 +308,18 @@ class _Run:
         differ in the number of images, because some were left out, or in the weight of the labels. Gradients
         are averaged over the processes here, losses later.
         """
-        # There may be fewer parts than planned if images were left out, because a BatchNorm needs two images.
-        accumulate = self.plan.accumulate
-        least = min(2, self.plan.batch // self.world // accumulate)
-        count = max(1, min(accumulate, len(labels) // least))
-        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         objective = module.module if isinstance(module, DistributedDataParallel) else module
         assert isinstance(objective, Objective)
-        sizes = torch.tensor([len(labels), weight_of(labels, objective.weights)], dtype=torch.float64)
-        size, weight = (summed(sizes) / self.world).tolist()
+        shares = torch.zeros(self.world, 2, dtype=torch.float64)
+        shares[self.rank, 0], shares[self.rank, 1] = len(labels), weight_of(labels, objective.weights)
+        shares = summed(shares)
+        size, weight = shares.mean(0).tolist()
+        # There may be fewer parts than planned if images were left out, because a BatchNorm needs two images.
+        # All processes have the same number, because synchronised BatchNorms wait for each other.
+        accumulate = self.plan.accumulate
+        least = min(2, self.plan.batch // self.world // accumulate)
+        count = max(1, min(accumulate, int(shares[:, 0].min()) // least))
+        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         total: dict[str, Tensor] = {}
         for part, (some, some_labels) in enumerate(parts):
             more = part + 1 < len(parts)  # gradients are exchanged only with the last part

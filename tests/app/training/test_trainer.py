@@ -1131,6 +1131,13 @@ def test_two_processes_with_unequally_many_labels_give_the_losses_of_one(shared)
 
 
 @pytest.mark.slow
+def test_processes_with_unequal_shares_take_a_step_in_equally_many_parts(shared):
+    """Their BatchNorms wait for each other on GPUs, which would be forever."""
+    one, two = ((shared / f"passes of {rank}").read_text() for rank in range(2))
+    assert one == two
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_the_accuracy_counted_by_two_processes_is_that_of_the_saved_weights(shared, name):
     """Even if each process has its own BatchNorm statistics."""
