@@ -213,6 +213,7 @@ def _deployed(
     """Deploy the candidate in each precision of ``--deployed``, and evaluate it. Adds to ``left_out``."""
     from wae.experiments.evaluation import DeployedCandidate
     from wae.inference.agreement import DisagreementError
+    from wae.inference.calibration import CalibrationError
     from wae.inference.engines import EngineError
     from wae.progress import bar
     from wae.training.accuracy import evaluate
@@ -225,7 +226,7 @@ def _deployed(
                 entry = DeployedCandidate(
                     candidate, precision, options.engine or "auto", options.batch, images
                 )
-        except (EngineError, DisagreementError) as error:
+        except (CalibrationError, EngineError, DisagreementError) as error:
             missing = _NotDeployed(
                 candidate.described.network, str(candidate.path), precision, first_line(error)
             )

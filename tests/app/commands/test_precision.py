@@ -17,6 +17,7 @@ from wae.data.input import evaluation_resize
 from wae.experiments import evaluation, machine
 from wae.inference import deploy as deploying
 from wae.inference.agreement import DisagreementError
+from wae.inference.calibration import CalibrationError
 from wae.inference.engines import ENGINES, EngineError
 from wae.inference.export import metadata
 from wae.inference.footprint import Footprint
@@ -153,7 +154,7 @@ def test_eval_passes_the_training_images_to_int8_only(weights, data, monkeypatch
     assert all(path.startswith(str(data / "train")) for path in paths)
 
 
-@pytest.mark.parametrize("error", [EngineError, DisagreementError])
+@pytest.mark.parametrize("error", [CalibrationError, EngineError, DisagreementError])
 def test_eval_reports_the_other_precisions_if_one_cannot_be_deployed(
     weights, data, wide, error, monkeypatch, capsys
 ):

@@ -70,12 +70,12 @@ class Task:
             say(self.console, line)
 
     def as_dict(self) -> dict[str, Any]:
-        """What decides the outcome, as JSON: the settings, and digests of the files that they name."""
+        """What decides the outcome, as JSON: the settings, with digests instead of the files they name."""
         sets = self.sets(self.side)
         entries = {
             **self.settings.as_dict(),
             "name": self.original.name,
-            "sources": dict(self.original.sources),
+            "weights": dict(self.original.sources),
             "data": fingerprint(sets.plain),
             "test data": fingerprint(sets.test),
         }

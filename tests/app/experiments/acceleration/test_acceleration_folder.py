@@ -1,8 +1,9 @@
 """The folder of an acceleration and its record: which runs may resume there."""
 
 import pytest
+import torch
 from accelerations import task_of
-from tiny_original import SIDE
+from tiny_original import SIDE, build
 
 from wae.experiments.acceleration.folder import RECORD, clear, clear_subfolder, open_record
 from wae.storage.weights_file import CheckpointError
@@ -17,6 +18,24 @@ def test_resume_needs_the_same_test_images(tmp_path):
         CheckpointError, match="was begun with other settings: test data; --force starts over"
     ):
         open_record(tmp_path, task.as_dict())
+
+
+def test_resume_needs_the_same_weights_under_any_path(tmp_path):
+    """The same file in another folder, or from another working directory, was refused."""
+    records, first, copy, other = (tmp_path / name for name in ("out", "first.pth", "copy.pth", "other.pth"))
+    records.mkdir()
+    weights = build().state_dict()
+    for path in (first, copy):
+        torch.save(weights, path)
+    torch.save({name: 2 * tensor for name, tensor in weights.items()}, other)
+    torch.manual_seed(0)  # the images are noise
+    begun, _ = task_of(tmp_path, weights=str(first))
+    open_record(records, begun.as_dict())
+    torch.manual_seed(0)
+    open_record(records, task_of(tmp_path, weights=str(copy))[0].as_dict())
+    torch.manual_seed(0)
+    with pytest.raises(CheckpointError, match="was begun with other settings: weights; --force starts over"):
+        open_record(records, task_of(tmp_path, weights=str(other))[0].as_dict())
 
 
 def test_a_folder_that_holds_something_else_stays_as_it_is(tmp_path):
