@@ -4,6 +4,7 @@ import pytest
 import torch
 from trained import image_set, network
 
+from wae.data.dataset import InMemory
 from wae.training import accuracy
 from wae.training.accuracy import evaluate
 
@@ -23,6 +24,18 @@ def test_accuracy_is_counted_over_all_images():
     assert found.top1 == pytest.approx(7 / 20)
     losses = torch.tensor([0.0, 2.0, 1.0]).log_softmax(0).neg()[torch.arange(20) % 3]
     assert found.loss == pytest.approx(losses.mean().item())
+
+
+def test_top5_counts_the_five_highest_scores():
+    class Ranking(torch.nn.Module):
+        """The scores of class 6 are the highest, those of class 0 the lowest."""
+
+        def forward(self, images):
+            return torch.arange(7.0).expand(len(images), 7)
+
+    images = torch.zeros(7, 3, 2, 2, dtype=torch.uint8)
+    found = evaluate(Ranking(), InMemory(images, torch.arange(7), "abcdefg", augment=False, seed=0))
+    assert (found.top1, found.top5) == pytest.approx((1 / 7, 5 / 7))
 
 
 @pytest.mark.parametrize(("processes", "steps"), [(1, [7, 7, 6]), (2, [14, 6])])

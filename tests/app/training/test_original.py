@@ -77,6 +77,25 @@ def test_googlenet_computes_what_torchvisions_does_and_so_does_its_copy_by_name(
     assert torch.equal(again, scores)
 
 
+def test_preprocessing_is_that_of_torchvisions_weights(tmp_path, monkeypatch):
+    swins = torchvision.models.get_weight("Swin_T_Weights.IMAGENET1K_V1")
+    monkeypatch.setattr("wae.training.original.torchvision_weights", lambda name: swins)
+    torch.save(torchvision.models.get_model(TINY, num_classes=5).state_dict(), tmp_path / "w.pth")
+    assert open_original(TINY, str(tmp_path / "w.pth"), 5).input == Input(224, 232, interpolation="bicubic")
+
+
+def test_preprocessing_is_that_of_a_networks_timm_configuration():
+    pytest.importorskip("timm")
+    network, mean, std = build(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    network.pretrained_cfg = {
+        "input_size": (3, 96, 96), "crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bicubic",
+        "mean": mean, "std": std,
+    }  # fmt: skip
+    original = open_original(network, None, 5)
+    assert original.input == Input(96, 106, interpolation="bicubic", squash=True)
+    assert (original.mean, original.std) == (mean, std)
+
+
 def test_timm_weights_come_from_its_cache(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     name, commit = "test_resnet", "0" * 40
@@ -357,6 +376,7 @@ def test_a_linear_start_is_fitted_to_the_images_in_the_units_of_the_low_body():
         small = torch.nn.functional.avg_pool2d(units, 2)
         assert (model.eval().low_norm(low) - small).norm() <= 0.1 * small.norm()
         assert model.high_norm(high).std((0, 2, 3)).allclose(torch.ones(3), atol=1e-2)
+        assert model.high_norm(high).mean((0, 2, 3)).allclose(torch.zeros(3), atol=1e-5)
         decoded = model.decoder(low, high, (128, 128))
     transform = best_linear(units)
     wanted = torch.stack([linear_reconstruction(image, transform) for image in units])

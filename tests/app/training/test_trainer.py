@@ -254,6 +254,13 @@ def test_any_classifier_can_be_trained_on_labels_alone():
     assert model.training
 
 
+def test_the_learning_rate_changes_with_every_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(trainer, "learning_rate", lambda stage, epoch: asked.append(epoch) or 0.01)
+    run(only(JOINT))
+    assert list(dict.fromkeys(asked)) == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
+
+
 def test_the_losses_of_an_epoch_are_the_means_of_its_steps():
     steps = Steps()
     history = run(only(JOINT), observer=steps)[1]
@@ -541,6 +548,20 @@ def test_matrices_are_multiplied_in_the_precision_of_the_plan(precision):
     images.batch = lambda indices, epoch: (images.images[list(indices)] / 99, images.targets[list(indices)])
     train(model, only(replace(PLAN.stages[1], epochs=1), precision=precision), images, images)
     assert seen == {torch.float32, getattr(torch, precision)}  # float32 in the evaluation
+
+
+def test_the_scale_of_losses_in_float16_is_resumed(tmp_path):
+    plan = only(JOINT, precision="float16")
+    before, resumed = (
+        trainer._Run(
+            network(), plan, image_set(), None, tmp_path / "state", {}, None, Observer(), 0, "cpu", None
+        )
+        for _ in range(2)
+    )
+    before.scaler.load_state_dict({**before.scaler.state_dict(), "scale": 8.0})
+    before._save(0, 0, None, None)
+    resumed._reached()
+    assert resumed.scaler.get_scale() == 8
 
 
 def test_small_losses_train_in_float16():
