@@ -14,6 +14,7 @@ from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import WAEClassifier
 from wae.models.network import WAENetwork
 from wae.models.segmentation.segmenter import WAESegmenter, doubled, pixel_scores
+from wae_kernels.checks import half_size
 from wae_kernels.reference import normalize_image
 
 from .losses import cross_entropy, mimic_loss, transform_loss
@@ -74,9 +75,7 @@ class Objective(nn.Module):
         losses = self._with_others(losses, others, labels, whole)
         loss = losses.pop("loss")
         if stage.low_weight:
-            if labels.dim() > 1:
-                low_scores = doubled(low_scores, labels.shape[1:])
-            losses["low cross entropy"] = self._cross_entropy(low_scores, labels, whole)
+            losses["low cross entropy"] = self._cross_entropy(_of_size(low_scores, labels), labels, whole)
             loss = loss + stage.low_weight * losses["low cross entropy"]
         if transform:
             loss = loss + stage.transform_weight * transform["transform"]
@@ -168,6 +167,8 @@ def _of_size(scores: Tensor, labels: Tensor) -> Tensor:
     """Scores of pixels, resized to the resolution of their labels; scores of images unchanged."""
     if labels.dim() == 1:
         return scores
+    if scores.shape[2:] == half_size(labels):  # those of ``low``, which are not stretched at an odd edge
+        return doubled(scores, labels.shape[1:])
     return F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
 
 

@@ -152,7 +152,7 @@ def test_a_fusion_may_have_more_classes_than_channels() -> None:
 @pytest.mark.parametrize(
     ("make", "sizes"),
     [
-        (lambda: ICNet(5), {"out": (70, 95), "sub24": (9, 12), "sub4": (5, 6)}),
+        (lambda: ICNet(5), {"out": (70, 95), "sub24": (70, 95), "sub4": (70, 95)}),
         (lambda: pspnet(5), {"out": (70, 95), "aux": (70, 95)}),
     ],
     ids=["icnet", "pspnet"],
@@ -172,6 +172,23 @@ def test_in_training_mode_there_are_auxiliary_scores(
     sum(kind.auxiliary.get(name, 1.0) * scores.square().mean() for name, scores in found.items()).backward()
     assert all(p.grad is not None and p.grad.any() for p in network.parameters())
     assert network.eval()(image).shape == (2, 5, 70, 95)
+
+
+def test_icnets_auxiliary_scores_are_those_of_its_coarser_branches() -> None:
+    """They are scaled to the image as the main scores are, with aligned corners."""
+    torch.manual_seed(0)
+    network, image, results = ICNet(5).train(), torch.randn(2, 3, 70, 95), {}
+    for name in ("low", "fusion24"):
+        layer = network.get_submodule(name)
+        layer.register_forward_hook(lambda _, given, result, name=name: results.update({name: result}))
+    found = network(image)
+    for name, branch, classifier, size in (
+        ("sub4", "low", network.guidance4, (5, 6)),
+        ("sub24", "fusion24", network.guidance24, (9, 12)),
+    ):
+        features = F.interpolate(results[branch], size, mode="bilinear", align_corners=True)
+        wanted = F.interpolate(classifier(features), (70, 95), mode="bilinear", align_corners=True)
+        torch.testing.assert_close(found[name], wanted)
 
 
 def test_icnet_has_the_size_of_the_authors_network() -> None:

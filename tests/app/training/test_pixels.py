@@ -191,6 +191,18 @@ def test_coarse_auxiliary_scores_of_padding_are_cut_off(scenes):
     torch.testing.assert_close(Objective(model, LABELLED)(images, labels)["coarse cross entropy"], expected)
 
 
+def test_auxiliary_scores_of_low_are_not_stretched_at_an_odd_edge():
+    """All of them were scaled to the labels, which moved those at the far edge by a pixel."""
+    torch.manual_seed(0)
+    model, seen = wae_segmenter(GuidedAtFullSize()).train(), []
+    model.low_network.register_forward_hook(lambda module, given, result: seen.append(result["aux"]))
+    images = torch.randint(256, (2, 3, 35, 47), dtype=torch.uint8)
+    labels = torch.randint(3, (2, 35, 47))
+    losses = Objective(model, LABELLED)(images, labels)
+    expected = F.interpolate(seen[0], (36, 48), mode="bilinear")[:, :, :35, :47]
+    torch.testing.assert_close(losses["aux cross entropy"], cross_entropy(expected, labels))
+
+
 # ------------------------------------------------------------------------------------------- loss and measure
 
 

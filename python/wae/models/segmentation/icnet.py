@@ -109,7 +109,7 @@ class ICNet(nn.Module):
     """ICNet with random weights: scores at the resolution of the image.
 
     In training mode it returns a dictionary. ``out`` is the scores; ``sub24`` and ``sub4`` are the scores of
-    the two coarser branches, at 1/8 and 1/16 of the resolution, for the paper's cascade label guidance.
+    the two coarser branches, at the same size, for the paper's cascade label guidance.
 
     Args:
         classes: the number of scores of a pixel.
@@ -154,8 +154,13 @@ class ICNet(nn.Module):
         low = _scaled(self.low(_halved(middle)), middle.shape[2:])
         fused24 = _scaled(self.fusion24(low, middle), fine.shape[2:])
         fused12 = self.fusion12(fused24, fine)
-        quarter = _scaled(fused12, [-(-side // 4) for side in image.shape[2:]])
-        out = _scaled(self.scores(quarter), image.shape[2:])
+        size = image.shape[2:]
+        quarter = _scaled(fused12, [-(-side // 4) for side in size])
+        out = _scaled(self.scores(quarter), size)
         if not self.training:
             return out
-        return {"out": out, "sub24": self.guidance24(fused24), "sub4": self.guidance4(low)}
+        return {
+            "out": out,
+            "sub24": _scaled(self.guidance24(fused24), size),
+            "sub4": _scaled(self.guidance4(low), size),
+        }
