@@ -878,7 +878,8 @@ def test_a_body_saved_inside_another_module_is_found(tmp_path, prefix, wrapper):
         assert torch.equal(model.body[0].weight, source.body[0].weight)
 
 
-def test_googlenet_with_torchvisions_weights_sees_what_these_expect(monkeypatch):
+@pytest.mark.parametrize("name", ["googlenet", "googlenet_half"])
+def test_googlenet_with_torchvisions_weights_sees_what_these_expect(monkeypatch, name):
     """torchvision's own network rescales images to a mean and deviation of 0.5."""
     from torchvision import models
 
@@ -886,7 +887,7 @@ def test_googlenet_with_torchvisions_weights_sees_what_these_expect(monkeypatch)
     monkeypatch.setattr(models, "get_model", lambda *_, **__: source)
     model = FullResolution(models.googlenet(num_classes=3, aux_logits=False, init_weights=False))
     pretrained.scale_for_photos(model)
-    pretrained.load_body(model, "googlenet", "torchvision")
+    pretrained.load_body(model, name, "torchvision")
     for scale, shift in zip(model.image_scale, model.image_shift, strict=True):
         assert (255 * scale.item(), shift.item()) == pytest.approx((2, -1))
 

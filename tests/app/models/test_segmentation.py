@@ -318,6 +318,7 @@ def test_scores_are_the_fusion_of_both_bodies() -> None:
 
 def test_uint8_and_float_images_give_the_same_scores() -> None:
     model = wae_segmenter(ENet(3), image_scale=[1 / 64] * 3, image_shift=[-2.0] * 3).eval()
+    assert (model.image_scale.tolist(), model.image_shift.tolist()) == ([1 / 64] * 3, [-2.0] * 3)
     image = torch.randint(256, (1, 3, 32, 48), dtype=torch.uint8)
     torch.testing.assert_close(model(image), model(image.float()))
 

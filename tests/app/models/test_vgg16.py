@@ -68,6 +68,7 @@ def test_an_image_of_unsuitable_size_is_refused(size):
 @pytest.mark.slow
 def test_uint8_and_float_images_give_the_same_scores():
     model = wae_vgg16(classes=7, image_scale=(1 / 64,) * 3, image_shift=(-2.0,) * 3).eval()
+    assert (model.image_scale.tolist(), model.image_shift.tolist()) == ([1 / 64] * 3, [-2.0] * 3)
     image = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     with torch.no_grad():
         scores = model(image)

@@ -27,6 +27,7 @@ def checkpoint(path, name="enet", labels=ORDER):
     torch.manual_seed(3)
     model = build(name, len(labels))
     scale_for_photos(model)
+    model.image_shift.add_(0.5)  # unlike that of other networks
     save_classifier(path, model, name, labels, whole(24, 32))
     return path
 
@@ -74,6 +75,7 @@ def test_wae_is_initialised_from_the_original_and_distilled_from_it(train, origi
     assert describe(made).input.shape == (24, 32)  # the original's, not that of the data
     assert_parameters_of(model.low_network, network.network)
     assert torch.equal(model.image_scale, network.image_scale)
+    assert torch.equal(model.image_shift, network.image_shift)
     images = torch.randint(256, (2, 3, 36, 48), dtype=torch.uint8)
     torch.testing.assert_close(teachers[-1].cpu().eval()(images), network.eval()(images))
     plan = read(tmp_path / "out" / "plan.toml")

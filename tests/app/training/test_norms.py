@@ -147,16 +147,17 @@ def test_only_the_last_stage_remeasures(monkeypatch):
 
 
 @pytest.mark.parametrize(("world", "synchronizes", "batch"), [(1, False, 8), (2, False, 4), (2, True, 8)])
-def test_remeasuring_uses_the_batch_size_that_a_norm_sees_in_a_step(monkeypatch, world, synchronizes, batch):
+def test_remeasuring_has_the_batch_of_a_step_and_keeps_constants(monkeypatch, world, synchronizes, batch):
     asked = []
     monkeypatch.setattr(trainer, "remeasure_norms", lambda *arguments: asked.append(arguments))
-    plan = replace(PLAN, batch=16, accumulate=2)
+    plan = replace(PLAN, batch=16, accumulate=2, norm_statistics="kept")
     training = trainer._Run(
         network(), plan, image_set(), None, None, {}, None, trainer.Observer(), 0, "cpu", None
     )
     training.rank, training.world, training.synchronizes = world - 1, world, synchronizes
     training._remeasure_norms(training.model)
     assert asked[0][2] == batch
+    assert asked[0][4] == [training.model.low_norm, training.model.high_norm]
     assert asked[0][5] == ((1, 2) if synchronizes else (0, 1))
 
 
