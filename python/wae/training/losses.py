@@ -27,9 +27,15 @@ def transform_loss(decoded: Tensor, image: Tensor, high: Tensor, energy_weight: 
         high: (N, 3, h, w) floating point.
         energy_weight: lambda.
     """
+    decoded, image, high = map(_exact, (decoded, image, high))
     reconstruction = F.mse_loss(decoded, image)
     energy = high.square().mean()
     return TransformLoss(reconstruction + energy_weight * energy, reconstruction, energy)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """``x`` in float32, or wider if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def class_weights(shares: Tensor, balance: float) -> Tensor:
@@ -83,8 +89,7 @@ def mimic_loss(scores: Tensor, wanted: Tensor, temperature: float = 1.0) -> Tens
     """
     # Autocast on a CPU would compute the logarithms in 16 bits, whose rounding hides the distance of a
     # student that is near its teacher.
-    exact = torch.promote_types(scores.dtype, torch.float32)
-    ours, theirs = (F.log_softmax(x.to(exact) / temperature, dim=1) for x in (scores, wanted))
+    ours, theirs = (F.log_softmax(_exact(x) / temperature, dim=1) for x in (scores, wanted))
     total = F.kl_div(ours, theirs, reduction="sum", log_target=True)
     return total / ours[:, 0].numel() * temperature**2
 

@@ -102,7 +102,9 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:
         assert model.decoder is not None
         decoded = model.decoder(low, high, images.shape[2:])
-        wanted = normalize_image(images, decoded.dtype, model.image_scale, model.image_shift)
+        # In 16 bits its rounding would be as large as the errors of a good reconstruction.
+        exact = torch.promote_types(decoded.dtype, torch.float32)
+        wanted = normalize_image(images, exact, model.image_scale, model.image_shift)
         losses = transform_loss(decoded, wanted, high, self.stage.energy_weight)
         return {"transform": losses.total, "reconstruction": losses.reconstruction, "energy": losses.energy}
 

@@ -28,9 +28,11 @@ from trained import (
     with_gaps,
 )
 
+from wae.data import photos
 from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
 from wae.data.input import Input
+from wae.models.autoencoder import AutoEncoder
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError
@@ -145,6 +147,24 @@ def test_the_mimic_loss_of_16_bit_scores_is_computed_in_float32(precision):
         gradients.append(ours.grad.double())
     exact, found = gradients
     assert (found - exact).norm() <= torch.finfo(precision).eps * exact.norm()
+
+
+@pytest.mark.parametrize(("precision", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+def test_a_reconstruction_in_16_bits_is_compared_with_the_exact_image(precision, most):
+    """The rounded image has errors as large as a good reconstruction's: gradients were wrong by up to 280 %."""
+    model = AutoEncoder()
+    weights_file.load(weights_file.AUTOENCODER, model)
+    images = photos.photo("coffee")[None, :, :256, :256]
+    exact, found = [], []
+    for gradients, is_in_16_bits in ((exact, False), (found, True)):
+        model.zero_grad()
+        with torch.autocast("cpu", precision, enabled=is_in_16_bits):
+            losses = Objective(model, Stage("transform", 1, 0.1))(images, torch.zeros(1))
+        (losses["loss"] * 2**14).backward()
+        for part in (model.encoder, model.decoder):
+            gradients.append(torch.cat([p.grad.flatten() for p in part.parameters()]))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours - theirs).norm() <= most * theirs.norm()
 
 
 def one_step(kind="joint", optimizer="sgd", **options):
