@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ._load import schemas
 from .parameters import DecoderParameters, EncoderParameters, ScoreDecoderParameters
@@ -226,6 +227,20 @@ class _Checker:
 
     def fail(self, argument: Argument, must: str, got: object) -> None:
         raise RuntimeError(f"wae::{self.op}: {argument.name} must {must}, got {got}")
+
+
+def check_memory(op: str, table: str, *tensors: Tensor | None) -> None:
+    """Check that nobody freed the memory of a tensor that has elements; ``checks.h`` says who does that.
+
+    What stands for a tensor while an op is traced has no memory, and passes.
+    """
+    for argument, tensor in zip(TABLES[table], tensors, strict=True):
+        if tensor is None or type(tensor) not in (Tensor, Parameter):
+            continue
+        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+        if needed > (got := tensor.untyped_storage().nbytes()):
+            _Checker(op).fail(argument, f"have {needed} bytes of memory", got)
 
 
 # ------------------------------------------------------------------------------------------------- the ops

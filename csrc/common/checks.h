@@ -257,8 +257,9 @@ class Checker {
     ++row_;
   }
 
-  // Memory may be freed under a tensor: sharding and offloading do it with untyped_storage().resize_(0). PyTorch's
-  // convolutions refuse such tensors too, so the reference needs no check of its own.
+  // Memory may be freed under a tensor: sharding and offloading do it with untyped_storage().resize_(0). check_memory in
+  // checks.py is the same for Triton's kernels. The reference leaves it to PyTorch, whose convolutions refuse parameters
+  // without memory.
   void check_memory(const Tensor& tensor, std::span<const int64_t> sizes, int32_t dtype) const {
     int64_t* strides = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor.get(), &strides));

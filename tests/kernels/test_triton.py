@@ -401,6 +401,21 @@ def test_bad_input_is_refused(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
         getattr(torch.ops.wae, f"_{op}_reference")(*arguments)
 
 
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_a_tensor_without_its_memory_is_refused(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel would read at address 0, after which no GPU works in that process."""
+    monkeypatch.setattr(wae_triton.ops, "has_kernel", lambda *_: True)
+    triton_op = getattr(torch.ops.wae, f"{op}_triton").default
+    given = [*arguments_of(op), *(affine() if op == "encode" else ())]
+    for at, (argument, value) in enumerate(zip(triton_op._schema.arguments, given, strict=True)):
+        if isinstance(value, Tensor):
+            freed = value.clone()
+            freed.untyped_storage().resize_(0)
+            must = f"{argument.name} must have {value.nbytes} bytes of memory, got 0"
+            with pytest.raises(RuntimeError, match=f"^wae::{op}_triton: {must}"):
+                triton_op(*given[:at], freed, *given[at + 1 :])
+
+
 def test_gradients_are_refused() -> None:
     parameters = [p.requires_grad_() for p in encoder()]
     low, _ = torch.ops.wae.encode_triton(image_of(1, 2, 2), *parameters)

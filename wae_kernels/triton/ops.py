@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from wae_kernels import reference
-from wae_kernels.checks import check_decode, check_encode
+from wae_kernels.checks import check_decode, check_encode, check_memory
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
 from wae_kernels.reference import empty_decoded, empty_halves
 
@@ -60,6 +60,7 @@ def encode(
         )
     if image.shape[0] == 0:
         return empty_halves(image, dtype, memory_format)
+    check_memory(op, "encoder", image, *parameters, image_scale, image_shift)
     launch = launch_encode(image, parameters, image_scale, image_shift, dtype, memory_format, tile=tile)
     _start(kernel, launch, image.device)
     low, high = launch.outputs
@@ -83,6 +84,7 @@ def decode(
         return reference.decode(low, high, *parameters, output_size)  # type: ignore[no-any-return]
     if low.shape[0] == 0:
         return empty_decoded(low, output_size)
+    check_memory(op, "decoder", low, high, *parameters)
     launch = launch_decode(low, high, parameters, output_size, tile=tile)
     _start(kernel, launch, low.device)
     return launch.outputs[0]
