@@ -13,7 +13,6 @@
 #include <vector>
 
 #include "common/checks.h"
-#include "common/sizes.h"
 #include "common/tensors.h"
 #include "cpu/arguments.h"
 #include "cpu/dispatch.h"
