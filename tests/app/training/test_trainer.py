@@ -151,7 +151,7 @@ def test_the_mimic_loss_of_16_bit_scores_is_computed_in_float32(precision):
 
 @pytest.mark.parametrize(("precision", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_a_reconstruction_in_16_bits_is_compared_with_the_exact_image(precision, most):
-    """Rounding makes errors as large as those of a good reconstruction: gradients were wrong by up to 280 %."""
+    """A rounded image differs as much as a good reconstruction: gradients were wrong by up to 280 %."""
     model = AutoEncoder()
     weights_file.load(weights_file.AUTOENCODER, model)
     images = photos.photo("coffee")[None, :, :256, :256]
