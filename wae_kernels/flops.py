@@ -1,6 +1,6 @@
 """The floating-point operations of the ops: importing this makes torch's ``FlopCounterMode`` count them.
 
-The package does not import this module, because torch's counter imports Triton.
+Only ``wae_kernels.triton`` imports this module, to count its own ops too: torch's counter imports Triton.
 
 Operations are counted as torch counts those of its own convolutions: two for each multiply-add, including
 those with padding zeros, and none for ReLU, bias, scale and shift. A backward pass counts the gradients that
@@ -38,7 +38,8 @@ def _passes(need_input: bool, need_parameters: bool) -> int:
 
 @register_flop_formula([_ops.encode, _ops.encode_int8])
 @one_by_one
-def _encode(image: _Shape, parameters: EncoderParameters, *_others: object, **_: object) -> int:
+def encode(image: _Shape, parameters: EncoderParameters, *_others: object, **_: object) -> int:
+    """The formula of ``wae::encode``; as it is registered, it takes tensors too."""
     p: Any = parameters
     batch, _channels, height, width = image
     half = half_of(height), half_of(width)
@@ -49,7 +50,7 @@ def _encode(image: _Shape, parameters: EncoderParameters, *_others: object, **_:
 @register_flop_formula(_ops.encode_backward)
 def _encode_backward(grad_low: _Shape, grad_high: _Shape, *others: Any, **_: object) -> int:
     *inputs, need_image, need_parameters, need_scale = others
-    return _passes(need_image or need_scale, need_parameters) * int(_encode(*inputs))
+    return _passes(need_image or need_scale, need_parameters) * int(encode(*inputs))
 
 
 def _decoded(low: _Shape, parameters: Any, output_size: Sequence[int]) -> int:
@@ -60,16 +61,17 @@ def _decoded(low: _Shape, parameters: Any, output_size: Sequence[int]) -> int:
 
 @register_flop_formula(_ops.decode)
 @one_by_one
-def _decode(
+def decode(
     low: _Shape, high: _Shape, parameters: DecoderParameters, output_size: Sequence[int], **_: object
 ) -> int:
+    """The formula of ``wae::decode``; see :func:`encode`."""
     return _decoded(low, parameters, output_size)
 
 
 @register_flop_formula(_ops.decode_backward)
 def _decode_backward(grad_image: _Shape, *others: Any, **_: object) -> int:
     *inputs, need_input, need_parameters = others
-    return _passes(need_input, need_parameters) * int(_decode(*inputs, grad_image[2:]))
+    return _passes(need_input, need_parameters) * int(decode(*inputs, grad_image[2:]))
 
 
 @register_flop_formula(_ops.decode_scores)

@@ -37,6 +37,7 @@ from cases import (
 from compare import assert_close, relative_error, tolerance
 from programs import run_interpreted, run_program
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from wae_kernels import _load, backends, reference
 from wae_kernels import triton as wae_triton
@@ -387,6 +388,18 @@ def test_schema_and_fake(op: str) -> None:
             getattr(a, attribute) for a in getattr(own._schema, part) if a.name not in RESULT_OPTIONS
         ]
     torch.library.opcheck(triton_op, arguments_of(op), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("op", ["encode", "decode"])
+def test_operations_are_counted(op: str) -> None:
+    """They were counted as none."""
+
+    def counted(name: str) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            getattr(torch.ops.wae, name)(*arguments_of(op))
+        return counter.get_total_flops()
+
+    assert counted(f"{op}_triton") == counted(op) > 0
 
 
 @pytest.mark.parametrize("op", ["encode", "decode"])

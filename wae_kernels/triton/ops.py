@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
+from torch.utils.flop_counter import register_flop_formula
 
-from wae_kernels import reference
+from wae_kernels import flops, reference
 from wae_kernels.checks import check_decode, check_encode, check_memory
 from wae_kernels.parameters import DecoderParameters, EncoderParameters, one_by_one, width_of
 from wae_kernels.reference import empty_decoded, empty_halves
@@ -128,14 +129,16 @@ def _fake_decode(
 
 def _register() -> None:
     """Define the ops, with schemas inferred from the signatures of the fakes."""
-    ops: list[tuple[str, Any, Any]] = [
-        ("encode", _encode_op, _fake_encode),
-        ("decode", _decode_op, _fake_decode),
+    ops: list[tuple[str, Any, Any, Any]] = [
+        ("encode", _encode_op, _fake_encode, flops.encode),
+        ("decode", _decode_op, _fake_decode, flops.decode),
     ]
-    for name, function, fake in ops:
+    for name, function, fake, formula in ops:
         function.__signature__ = inspect.signature(fake)
         op: Any = triton_op(f"wae::{name}_triton", function, mutates_args=())
         op.register_fake(fake)
+        counted = getattr(torch.ops.wae, f"{name}_triton")
+        register_flop_formula(counted, get_raw=True)(formula)  # raw: it already takes tensors
 
 
 _register()
