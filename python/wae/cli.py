@@ -6,8 +6,8 @@ Every command is a module of :mod:`wae.commands` (dashes in its name become unde
 - ``HELP``: what the command does, one sentence in lower case without a full stop,
 - ``add_arguments(parser)``: adds the command's options,
 - ``run(options)``: runs the command and returns the exit status. It raises WaeError or OSError if the
-  command cannot be carried out, :class:`wae.commands.shared.Misuse` if its options are wrong. A ValueError
-  that says what is wrong with the input becomes a :class:`wae.commands.shared.Failure`.
+  command cannot be carried out, UsageError if its options are wrong. Any other ValueError, which says what is
+  wrong with the input, becomes a WaeError: see :func:`wae.commands.shared.failing`.
 
 The modules import heavy or optional packages inside these functions.
 """
@@ -23,8 +23,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from wae.commands.shared import Misuse, complain, interrupted
-from wae.errors import WaeError
+from wae.commands.shared import complain, interrupted
+from wae.errors import UsageError, WaeError
 from wae.termination import ended_at_once, terminable
 from wae.wording import first_line, named_reason
 
@@ -53,14 +53,18 @@ _OPTIONAL = {
     "PIL": "Pillow",
     "google": "protobuf",
     "gradio": "gradio",
+    "matplotlib": "matplotlib",
     "rich": "rich",
     "shtab": "shtab",
     "safetensors": "safetensors",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "timm": "timm",
     "torchvision": "torchvision",
 }
-_EXTRAS = {"gradio": "app-web"}  # the extra of each package that is not in [app]
+_EXTRAS = {"gradio": "app-web", "segmentation_models_pytorch": "segmentation", "timm": "timm"}
+"""The extra of each package that is not in [app]."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _check_backend()
         with terminable():
             return int(options.run(options))
-    except Misuse as error:
+    except UsageError as error:
         return complain(str(error), 2)
     except WaeError as error:
         return complain(str(error))

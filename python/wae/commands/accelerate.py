@@ -152,7 +152,11 @@ def _add_deployment(group: argparse._ArgumentGroup) -> None:
         help="auto (default) takes the fastest within --max-drop",
     )
     group.add_argument(
-        "--engine", default="auto", metavar="NAME", help="engine of wae.deploy (default: auto)"
+        "--engine",
+        choices=("auto", *types.ENGINES),
+        default="auto",
+        metavar="NAME",
+        help="engine of wae.deploy (default: auto)",
     )
     group.add_argument(
         "--images", type=types.batch, default=1, metavar="N", help="images per call (default: 1)"
@@ -177,23 +181,21 @@ def run(options: argparse.Namespace) -> int:
     """Accelerate, or resume an acceleration."""
     from wae.experiments import accelerate
 
-    shared.check_engine(options.engine)
     try:
-        converted: dict[str, Any] = {
-            "folder": options.output,
-            "plan": None if options.plan is None else accelerate.find_plan(options.plan, options.output),
-            "max_pixels": shared.max_pixels(options),
-            "mean": options.mean and tuple(options.mean),
-            "std": options.std and tuple(options.std),
-        }
-        others = {entry.name for entry in fields(accelerate.Settings)} - converted.keys()
-        given = {name: getattr(options, name) for name in others}
-        accelerate.run(accelerate.Settings(**given, **converted), shared.console(), options.force)
+        with shared.failing():
+            converted: dict[str, Any] = {
+                "folder": options.output,
+                "plan": None if options.plan is None else accelerate.find_plan(options.plan, options.output),
+                "max_pixels": shared.max_pixels(options),
+                "mean": options.mean and tuple(options.mean),
+                "std": options.std and tuple(options.std),
+            }
+            others = {entry.name for entry in fields(accelerate.Settings)} - converted.keys()
+            given = {name: getattr(options, name) for name in others}
+            accelerate.run(accelerate.Settings(**given, **converted), shared.console(), options.force)
     except KeyboardInterrupt as interrupt:
         resumed = "without --force " if options.force else ""
         return shared.interrupted(interrupt, f"; the same command {resumed}resumes from there")
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     return 0
 
 

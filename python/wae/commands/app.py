@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wae.errors import UsageError
+
 from . import shared, types
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
+        choices=("auto", *types.ENGINES),
         default="eager",
         metavar="NAME",
         help="engine of wae.deploy, for both networks (default: eager)",
@@ -60,14 +63,11 @@ def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     for name in ("stock", "model"):
         if getattr(options, name) is not None and options.weights is None:
-            raise shared.Misuse(f"--{name}: needs --weights")
-    shared.check_engine(options.engine)
+            raise UsageError(f"--{name}: needs --weights")
     files = [path for path in (options.weights, options.stock) if path is not None]
-    try:
+    with shared.failing():
         shared.check_model(options.model, files)
         asked = _asked(options) if files else []
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     autoencoder = shared.autoencoder(options.autoencoder)
     from wae.integrations import page, server  # last, because this import is slow
 

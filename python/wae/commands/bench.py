@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wae.errors import UsageError
+
 from . import shared, types
 
 if TYPE_CHECKING:
@@ -43,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(types.PRECISIONS)} (default: float32 int8)",
     )
     parser.add_argument(
-        "--engine", nargs="+", metavar="NAME", help="engines of wae.deploy (default: all installed ones)"
+        "--engine",
+        nargs="+",
+        choices=types.ENGINES,
+        metavar="NAME",
+        help="engines of wae.deploy (default: all installed ones)",
     )
     parser.add_argument(
         "--size",
@@ -78,24 +84,18 @@ def run(options: argparse.Namespace) -> int:
     """
     from wae.experiments import bench, bench_report
     from wae.models.pairs import pair
-    from wae.models.registry import NetworkError
     from wae.storage.files import refuse_existing, write
 
     _check_engines(options.engine or ())
     if options.calibrate is not None and "int8" not in options.precision:
-        raise shared.Misuse("--calibrate: needs int8 in --precision")
+        raise UsageError("--calibrate: needs int8 in --precision")
     if options.json and options.output and options.json.resolve() == options.output.resolve():
-        raise shared.Misuse(f"--json: needs another file than -o, got {options.json} for both")
+        raise UsageError(f"--json: needs another file than -o, got {options.json} for both")
     for target in filter(None, (options.output, options.json)):
         refuse_existing(target, options.force)
-    try:
+    with shared.failing():
         pairs = [pair(name, (_side(options, name),) * 2) for name in options.networks]
-    except NetworkError as error:
-        raise shared.Misuse(str(error)) from None
-    try:
         found, failures = _compared(options, pairs, options.engine or bench.engines_for_cpu())
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     for failure in failures:
         shared.complain(failure)
     if not found:
@@ -112,12 +112,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_engines(names: Sequence[str]) -> None:
-    """Raise Misuse for the first engine that is not known, and Failure for one that does not run here."""
+    """Raise Failure for the first engine that does not run here."""
     from wae.inference.engines import ENGINES
 
     for name in names:
-        if name not in ENGINES:
-            raise shared.Misuse(f"--engine must be one of {', '.join(ENGINES)}, got {name}")
         if (reason := ENGINES[name].why_not("cpu")) is not None:
             raise shared.Failure(f"--engine: {reason}")
 

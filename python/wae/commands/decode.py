@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wae.errors import UsageError
+
 from . import shared, types
 
 if TYPE_CHECKING:
@@ -45,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
     suffix = ".png" if options.output == shared.STANDARD else options.output.suffix.lower()
     file_format = Image.registered_extensions().get(suffix)
     if file_format is None or file_format not in Image.SAVE:
-        raise shared.Misuse(f"{options.output}: Pillow cannot write this file type; use .png")
+        raise UsageError(f"{options.output}: Pillow cannot write this file type; use .png")
     if options.quality is not None and file_format not in _QUALITIES:
-        raise shared.Misuse(f"--quality: needs one of {', '.join(_QUALITIES)}, got {file_format}")
+        raise UsageError(f"--quality: needs one of {', '.join(_QUALITIES)}, got {file_format}")
     for source in filter(None, (options.file, options.weights)):
         shared.check_target(options.output, source, options.force)
     encoded = _encoded(_decoded(options), file_format, options)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from wae.errors import UsageError
 from wae.wording import counted, first_line
 
 from . import shared, types
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
+        choices=("auto", *types.ENGINES),
         metavar="NAME",
         help="engine of wae.deploy, for --deployed (default: auto, the fastest)",
     )
@@ -94,15 +96,12 @@ def run(options: argparse.Namespace) -> int:
     from wae.training.processes import is_first, joined
 
     if options.engine is not None and not options.deployed:
-        raise shared.Misuse("--engine: needs --deployed")
-    shared.check_engine(options.engine)
-    try:
+        raise UsageError("--engine: needs --deployed")
+    with shared.failing():
         shared.check_model(options.model, options.weights)
         with joined(options.device) as device:
             first = is_first()
             measured = _measured(options, device)
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     if first:
         (_print_json if options.json else _print_tables)(options, measured)
     for missing in measured.left_out:

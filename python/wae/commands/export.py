@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from wae.errors import UsageError
 from wae.wording import counted
 
 from . import shared, types
@@ -60,9 +61,9 @@ def run(options: argparse.Namespace) -> int:
     from wae.wording import printable
 
     if options.batch == _ANY and options.format == "executorch":
-        raise shared.Misuse("--batch: an executorch file needs a fixed number of images, got dynamic")
+        raise UsageError("--batch: an executorch file needs a fixed number of images, got dynamic")
     shared.check_target(options.output, options.weights, options.force)
-    try:
+    with shared.failing():
         shared.check_model(options.model, [options.weights])
         described = checkpoint.describe(options.weights)
         input = described.input.of_size(options.size or described.input.size)
@@ -79,8 +80,6 @@ def run(options: argparse.Namespace) -> int:
             max_drop=options.max_drop,
             described=described,
         )
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     name = printable(str(options.output))
     print(f"{name}: relative difference of its scores from the model's: {report['difference']:.1e}")
     if "agreement" in report:

@@ -18,15 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the tables."""
     from wae.experiments import info
-    from wae.models.registry import NetworkError
 
-    try:
-        if options.json:
-            shared.print_json(info.network(options.network) if options.network else info.installation())
-        elif options.network:
-            info.show_network(shared.console(), options.network)
-        else:
-            info.show_installation(shared.console())
-    except NetworkError as error:
-        raise shared.Misuse(str(error)) from None
+    if options.json:
+        shared.print_json(info.network(options.network) if options.network else info.installation())
+    elif options.network:
+        info.show_network(shared.console(), options.network)
+    else:
+        info.show_installation(shared.console())
     return 0

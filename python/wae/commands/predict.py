@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wae.errors import UsageError
+
 from . import shared, types
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
+        choices=("auto", *types.ENGINES),
         metavar="NAME",
         help="engine of wae.deploy, or auto for the fastest (default: auto with --precision, otherwise none)",
     )
@@ -91,32 +94,29 @@ def run(options: argparse.Namespace) -> int:
 
     if options.output == shared.STANDARD:
         options.output = None
-    shared.check_engine(options.engine)
     weights = options.weights or CLASSIFIER
     if options.ray is not None:
         return _by_cluster(options, weights)
     _check_outputs(options, weights)
     if options.calibrate is not None and _engine(options) is None:
-        raise shared.Misuse("--calibrate: needs --engine or --precision")
+        raise UsageError("--calibrate: needs --engine or --precision")
     _check_sources(options.sources)
-    try:
+    with shared.failing():
         described = checkpoint.describe(weights)
         shared.check_model(options.model, [weights])
         if options.maps is not None and not described.of_pixels:
-            raise shared.Misuse(f"--maps: needs a segmentation network, {weights} is of {described.network}")
+            raise UsageError(f"--maps: needs a segmentation network, {weights} is of {described.network}")
         network = _network(options, weights, described.input)
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     return _write_predictions(options, described, network)
 
 
 def _check_outputs(options: argparse.Namespace, weights: Path) -> None:
-    """Raise Misuse, Failure or FileExistsError if ``-o`` or ``--maps`` may not be written."""
+    """Raise UsageError, Failure or FileExistsError if ``-o`` or ``--maps`` may not be written."""
     from wae.data.images import is_image
 
     if options.output is not None:
         if is_image(options.output.name):
-            raise shared.Misuse(f"{options.output}: -o writes text, but this is the name of an image")
+            raise UsageError(f"{options.output}: -o writes text, but this is the name of an image")
         for source in (*options.sources, weights):
             shared.check_target(options.output, source, options.force)
     if options.maps is not None:
@@ -219,7 +219,7 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
     found = list(find([source.absolute() for source in options.sources], left_out))
     if not found:
         raise _no_images(options.sources, left_out)
-    try:
+    with shared.failing():
         failed = ray.predict(
             found,
             weights,
@@ -232,8 +232,6 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
             invert=options.invert,
             max_pixels=shared.max_pixels(options),
         )
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     for path, why in failed:
         shared.complain(f"{path}: {why}")
     if str(left_out):
@@ -242,21 +240,21 @@ def _by_cluster(options: argparse.Namespace, weights: Path) -> int:
 
 
 def _check_for_cluster(options: argparse.Namespace) -> None:
-    """Raise Misuse for an option that cannot be combined with ``--ray``."""
+    """Raise UsageError for an option that cannot be combined with ``--ray``."""
     if options.ray and Path(options.ray).exists():
-        raise shared.Misuse(
+        raise UsageError(
             f"--ray: needs an address, got the path {options.ray}; name images before this option"
         )
     if options.output is None:
-        raise shared.Misuse("--ray: needs -o FOLDER")
+        raise UsageError("--ray: needs -o FOLDER")
     if options.format is not None:
-        raise shared.Misuse("--format: cannot be combined with --ray, which writes Parquet")
+        raise UsageError("--format: cannot be combined with --ray, which writes Parquet")
     if options.engine == "auto" or options.precision or options.calibrate:
-        raise shared.Misuse("--ray: needs --engine with a name, without auto, --precision or --calibrate")
+        raise UsageError("--ray: needs --engine with a name, without auto, --precision or --calibrate")
     if options.maps is not None:
-        raise shared.Misuse("--maps: cannot be combined with --ray, which writes Parquet")
+        raise UsageError("--maps: cannot be combined with --ray, which writes Parquet")
     if options.model is not None:
-        raise shared.Misuse("--model: cannot be combined with --ray, whose machines only have the checkpoint")
+        raise UsageError("--model: cannot be combined with --ray, whose machines only have the checkpoint")
 
 
 def _no_images(sources: Sequence[Path], left_out: object) -> shared.Failure:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wae.cores import usable_cores
+from wae.errors import UsageError
 
 from . import shared, types
 
@@ -127,11 +128,9 @@ def run(options: argparse.Namespace) -> int:
     Returns 1 if a training was left out.
     """
     console = shared.console(options.json)
-    try:
+    with shared.failing():
         claim = _claim(options)
         found = _made(options, claim, console)
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     if options.json:
         shared.print_json(_data(found, claim))
     else:
@@ -222,7 +221,7 @@ def _claim(options: argparse.Namespace) -> Claim:
     for name in sorted({name for names in _OWN.values() for name in names} - set(_OWN[options.claim])):
         if getattr(options, name):
             claims = " and ".join(claim for claim, names in _OWN.items() if name in names)
-            raise ValueError(f"--{name.replace('_', '-')}: is only for {claims}")
+            raise UsageError(f"--{name.replace('_', '-')}: is only for {claims}")
     if options.claim == "imagenette":
         network = _chosen("network", options.network, imagenette.NETWORKS) or "small_vgg"
         size = _chosen("size", _side(options.size), _SIDES)
@@ -230,7 +229,7 @@ def _claim(options: argparse.Namespace) -> Claim:
     if options.claim == "camvid":
         network = _chosen("network", options.network, camvid.NETWORKS) or camvid.NETWORKS[0]
         if isinstance(options.size, int):
-            raise ValueError(f"--size: camvid needs HEIGHTxWIDTH, got {options.size}")
+            raise UsageError(f"--size: camvid needs HEIGHTxWIDTH, got {options.size}")
         return camvid.claim(network, options.size, times)
     return fashion_mnist.claim(times)
 
@@ -245,7 +244,7 @@ def _side(size: int | tuple[int, int] | None) -> int | str | None:
 def _chosen(option: str, value: Any, allowed: Iterable[Any]) -> Any:
     """``value``, after a check that the claim allows it."""
     if value is not None and value not in allowed:
-        raise ValueError(f"--{option}: must be one of {', '.join(map(str, allowed))}, got {value}")
+        raise UsageError(f"--{option}: must be one of {', '.join(map(str, allowed))}, got {value}")
     return value
 
 
@@ -256,9 +255,9 @@ def _source(options: argparse.Namespace, claim: Claim) -> str:
     if options.claim == "fashion-mnist":
         return options.data or "fashion-mnist"
     if not options.data and options.claim == "camvid":
-        raise ValueError("--data: needs the folder with CamVid's train, val and test")
+        raise UsageError("--data: needs the folder with CamVid's train, val and test")
     if not options.data:
-        raise ValueError("--data: needs the folder with Imagenette's train and val (--download fills it)")
+        raise UsageError("--data: needs the folder with Imagenette's train and val (--download fills it)")
     if options.download:
         return str(imagenette.download(Path(options.data), claim.input.size))
     return str(options.data)
@@ -269,7 +268,7 @@ def _wanted(options: argparse.Namespace, claim: Claim) -> list[Job]:
     if not options.only:
         return wanted
     if unknown := sorted(set(options.only) - set(claim.registered)):
-        raise ValueError(f"--only: there is no network {unknown[0]}; known are {', '.join(claim.registered)}")
+        raise UsageError(f"--only: there is no network {unknown[0]}; known are {', '.join(claim.registered)}")
     return [job for job in wanted if job.network in options.only]
 
 

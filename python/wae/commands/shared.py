@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from wae.errors import WaeError
+from wae.errors import UsageError, WaeError
 from wae.termination import INTERRUPTED, Terminated
 from wae.training.plan import BATCH, WEIGHT
 from wae.wording import printable
@@ -35,8 +35,15 @@ class Failure(WaeError):
     """An input that could not be processed; the message is for the user."""
 
 
-class Misuse(WaeError):
-    """Options that are wrong, or cannot be combined. The exit status is 2."""
+@contextmanager
+def failing() -> Iterator[None]:
+    """In this block a ValueError that is no WaeError, and says what is wrong, becomes a :class:`Failure`."""
+    try:
+        yield
+    except WaeError:
+        raise
+    except ValueError as error:
+        raise Failure(str(error)) from None
 
 
 def complain(message: str, status: int = 1) -> int:
@@ -167,11 +174,13 @@ def load(path: Path, own: str | None) -> nn.Module:
 
 
 def check_model(own: str | None, paths: Sequence[Path]) -> None:
-    """Raise Misuse if ``--model`` is given and no checkpoint in ``paths`` needs it."""
+    """Raise UsageError if ``--model`` is given and no checkpoint in ``paths`` needs it."""
     from wae.storage.checkpoint import describe
 
     if own is not None and not any(describe(path).is_own for path in paths):
-        raise Misuse(f"--model: is only for custom networks, {paths[0]} is of {describe(paths[0]).network}")
+        raise UsageError(
+            f"--model: is only for custom networks, {paths[0]} is of {describe(paths[0]).network}"
+        )
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
@@ -191,19 +200,11 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_engine(name: str | None) -> None:
-    """Raise Misuse if there is no such ``--engine``, which may be ``auto``."""
-    if name in (None, "auto"):
-        return
-    from wae.inference.engines import ENGINES  # here, because the import is slow
-
-    if name not in ENGINES:
-        raise Misuse(f"--engine must be auto or one of {', '.join(ENGINES)}, got {name}")
-
-
 def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
-    """The images of ``--calibrate``, prepared for the network; None without the option."""
+    """The images of ``--calibrate``, prepared for the network; None without the option, which int8 needs."""
     if options.calibrate is None:
+        if options.precision == "int8":
+            raise UsageError("--precision: int8 takes its scales from images, which --calibrate names")
         return None
     from wae.inference.calibration import CalibrationError, in_folder, most
 

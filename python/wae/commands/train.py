@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wae.errors import UsageError
 from wae.training.plan import BATCH, EPOCHS, SEED
 from wae.wording import file_of, reason
 
@@ -133,16 +134,13 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train. If a signal ends it, print how to resume, and return the status of :mod:`wae.cli`."""
     _check_start(options)
-    try:
+    with shared.failing():
         session = _session(options)
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     try:
-        session.run(shared.console(options.json), _print_epochs if options.json else None)
+        with shared.failing():
+            session.run(shared.console(options.json), _print_epochs if options.json else None)
     except KeyboardInterrupt as interrupt:
         return shared.interrupted(interrupt, f"; {_how_to_resume(session.state)}")
-    except ValueError as error:
-        raise shared.Failure(str(error)) from None
     except (FileExistsError, BrokenPipeError):
         raise
     except OSError as error:
@@ -178,10 +176,10 @@ def _session(options: argparse.Namespace) -> Session:
 
 
 def _check_start(options: argparse.Namespace) -> None:
-    """Raise Failure if ``--original`` is combined with another option for the initial weights."""
+    """Raise UsageError if ``--original`` is combined with another option for the initial weights."""
     for name in ("weights", "body_weights", "autoencoder"):
         if options.original and getattr(options, name):
-            raise shared.Failure(f"--original and --{name.replace('_', '-')}: need one of them, got both")
+            raise UsageError(f"--original and --{name.replace('_', '-')}: need one of them, got both")
 
 
 def _print_epochs(plan: Plan, history: Sequence[Epoch]) -> None:

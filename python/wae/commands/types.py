@@ -13,6 +13,9 @@ _N = TypeVar("_N", int, float)
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 """The choices of options for the precision of a deployed network."""
 
+ENGINES = ("eager", "compile", "winograd", "onnxruntime", "openvino", "cudagraphs", "tensorrt")
+"""The choices of options for its engine. Those of :mod:`wae.inference.engines`, whose import is slow."""
+
 _MOST = 2**63 - 1  # the libraries behind the options use 64-bit integers
 
 

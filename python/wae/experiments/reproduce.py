@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from wae.data.dataset import DatasetError
+from wae.errors import UsageError
 
 from .reproduction.claim import Claim, Job
 from .reproduction.results import NotTrained, Result, read_result, tidy, weights_path
@@ -53,7 +54,7 @@ def run(
         DatasetError: the data are missing or not the published ones.
         CheckpointError: ``folder`` belongs to another plan or claim, or is damaged.
         TrainingError: a training ended without a result.
-        ValueError: a training whose weights another needs is neither among the ``wanted`` nor finished.
+        UsageError: a training whose weights another needs is neither among the ``wanted`` nor finished.
     """
     todo = open_jobs(folder, wanted, claim)
     training = to_train(folder, todo, claim)
@@ -82,8 +83,8 @@ def run(
 def _check_needed(folder: Path, wanted: Sequence[Job], training: Sequence[Job], claim: Claim) -> None:
     """Raise ValueError if weights that a training needs are neither wanted nor there."""
     for job in training:
-        if (needed := _needed(claim, job)) and needed not in wanted and not _is_kept(folder, needed, claim):
-            raise ValueError(
+        if (needed := claim.needed_by(job)) and needed not in wanted and not _is_kept(folder, needed, claim):
+            raise UsageError(
                 f"{job.network} is initialised from {needed.network}, seed {needed.seed}: "
                 f"that must be wanted too (--only), or be finished in {folder}"
             )

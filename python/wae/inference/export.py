@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from wae.data.input import IMAGENET
 from wae.difference import relative_difference
+from wae.errors import UsageError
 from wae.models.network import WAENetwork
 from wae.models.plain import unwrapped
 from wae.models.stock import portable
@@ -148,15 +149,15 @@ def export(
 
 
 def _check_format(file_format: Any, image_dtype: Any, dtype: torch.dtype, precision: Any) -> None:
-    """Raise ValueError unless these arguments of :func:`export` fit each other and the model's ``dtype``."""
+    """Raise UsageError unless these arguments of :func:`export` fit each other and the model's ``dtype``."""
     if file_format not in FORMATS:
-        raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+        raise UsageError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     if image_dtype not in (torch.uint8, dtype):
-        raise ValueError(f"image_dtype must be torch.uint8 or {dtype}, got {image_dtype}")
+        raise UsageError(f"image_dtype must be torch.uint8 or {dtype}, got {image_dtype}")
     if precision not in (None, "int8"):
-        raise ValueError(f"precision must be None or int8, got {precision!r}")
+        raise UsageError(f"precision must be None or int8, got {precision!r}")
     if precision == "int8" and file_format != "onnx":
-        raise ValueError(f"precision: int8 needs the format onnx, got {file_format}")
+        raise UsageError(f"precision: int8 needs the format onnx, got {file_format}")
 
 
 def _made(

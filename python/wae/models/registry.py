@@ -25,7 +25,7 @@ from functools import partial
 
 from torch import nn
 
-from wae.errors import WaeError
+from wae.errors import UsageError
 from wae_kernels.checks import half_of
 from wae_kernels.nn import Encoder
 
@@ -56,7 +56,7 @@ Builder = Callable[[int], nn.Module]
 """Makes a network with random weights for a number of classes."""
 
 
-class NetworkError(WaeError, ValueError):
+class NetworkError(UsageError):
     """A network is unknown or cannot be built. The message names it and says why."""
 
 

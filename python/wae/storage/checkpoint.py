@@ -28,7 +28,7 @@ from wae.models.meta import empty_copy, without_memory
 from wae.models.network import WAENetwork
 from wae.models.own import own_copy
 from wae.models.registry import NETWORKS as _NETWORKS
-from wae.models.registry import build, builder
+from wae.models.registry import NetworkError, build, builder
 from wae.models.segmentation import networks as segmentation
 from wae.wording import counted, is_unicode, shown
 from wae_kernels.nn import Decoder
@@ -148,14 +148,17 @@ def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.M
 
     Raises:
         CheckpointError: the file is missing, damaged, or no such checkpoint; or its numbers are not finite;
-            or ``original`` is needed and was not given.
-        NetworkError: the network cannot be built here, or ``original`` cannot be copied.
+            or its network cannot be built here; or ``original`` is needed and was not given.
+        NetworkError: ``original`` cannot be copied.
     """
     described, shapes = _read(path)
     if described.is_own:
         return _around_own(path, described, original)
     decoder = any(name.startswith("decoder.") for name in shapes)
-    model = _without_memory(described, decoder)
+    try:
+        model = _without_memory(described, decoder)
+    except NetworkError as error:  # it is known, or the description would be refused
+        raise CheckpointError(f"{path}: {error}") from error
     if shapes != _shapes(model):
         raise CheckpointError(
             f"{path}: its tensors are not those of {described.network} "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.data.input import INTERPOLATIONS, Input
+from wae.errors import UsageError
 from wae.models.baselines import FullResolution
 from wae.models.bodies import AUXILIARY, is_timm, is_torchvision, torchvision_network
 from wae.models.own import own_copy, own_network
@@ -79,25 +80,27 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
 
     Raises:
         CheckpointError: a file is missing or damaged, or holds something else.
-        NetworkError, ValueError: there is no such network, or it has no weights.
+        UsageError: there is no such network, it has no weights, or its library has none.
+        ValueError: its weights could not be downloaded, or its preprocessing is not supported.
     """
     if isinstance(model, nn.Module):
         name = type(model).__name__.lower() + ":given"
         return _given(name, own_copy(name, model), weights)
     if model.endswith(".safetensors"):
         if weights is not None:
-            raise ValueError(f"weights: {model} holds its own; omit --weights")
+            raise UsageError(f"weights: {model} holds its own; omit --weights")
         return _checkpoint(Path(model))
     if ":" in model:
         return _given(model, own_network(model), weights)
-    if not (is_torchvision(model) or is_timm(model)):
+    libraries = _libraries(model)
+    if not libraries:
         raise NetworkError(
             f"there is no network {model}; need a NAME in torchvision or timm, FILE.safetensors, or your own "
             "MODULE:FUNCTION"
         )
     if weights is None:
-        raise ValueError(f"weights: {model} needs trained weights: a FILE, torchvision or timm")
-    if weights == TIMM or not is_torchvision(model):
+        raise UsageError(f"weights: {model} needs trained ones, {_sources(libraries)}; got none")
+    if weights == TIMM or TORCHVISION not in libraries:
         return _of_timm(model, weights, classes)
     return _of_torchvision(model, weights, classes)
 
@@ -123,7 +126,7 @@ def _checkpoint(path: Path) -> Original:
 
 def _given(name: str, network: nn.Module, weights: str | None) -> Original:
     if weights is not None:
-        _check_library(name, weights, None)
+        _check_library(name, weights, [])
         _put(weights, network)
     sources = {"weights": _digest(network)}
     made = Original(name, network.eval(), number_of_scores(network), Input(), sources=sources)
@@ -157,7 +160,7 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
 def _of_timm(name: str, weights: str, classes: int) -> Original:
     import timm
 
-    _check_library(name, weights, TIMM)
+    _check_library(name, weights, _libraries(name))
     make = partial(timm.create_model, name)
     if weights == TIMM:
         network = downloaded(TIMM, name, partial(make, pretrained=True))
@@ -229,12 +232,21 @@ def _digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _check_library(name: str, weights: str, library: str | None) -> None:
-    """Raise ValueError if ``weights`` is the word for a library that does not have the network."""
-    if weights in (TORCHVISION, TIMM) and weights != library:
-        raise ValueError(
-            f"weights: {weights} has none for {name}; need a FILE{f' or {library}' if library else ''}"
-        )
+def _libraries(name: str) -> list[str]:
+    """The libraries that have a network of this name."""
+    return [library for library, has in ((TORCHVISION, is_torchvision), (TIMM, is_timm)) if has(name)]
+
+
+def _check_library(name: str, weights: str, libraries: Sequence[str]) -> None:
+    """Raise UsageError if ``weights`` is the word for a library other than these, which have the network."""
+    if weights in (TORCHVISION, TIMM) and weights not in libraries:
+        raise UsageError(f"weights: {weights} has none for {name}; need {_sources(libraries)}")
+
+
+def _sources(libraries: Sequence[str]) -> str:
+    """What the weights of a network in these libraries may be, for a sentence."""
+    *others, last = "a FILE", *libraries
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _put(path: str, network: nn.Module, unused: tuple[str, ...] = ()) -> None:

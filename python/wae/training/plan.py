@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from wae.errors import WaeError
+from wae.errors import UsageError
 from wae.wording import shown
 
 if sys.version_info >= (3, 11):
@@ -38,7 +38,7 @@ EPOCH_STEPS = 500
 """The most steps of an epoch if the auto-encoder is trained alone: random crops have no natural epoch."""
 
 
-class PlanError(WaeError, ValueError):
+class PlanError(UsageError):
     """A plan that cannot be used. The message names the entry, its value and what it must be."""
 
 

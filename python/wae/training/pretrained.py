@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
+from wae.errors import UsageError
 from wae.models.autoencoder import AutoEncoder
 from wae.models.baselines import FullResolution
 from wae.models.bodies import AUXILIARY, CLASSIFIERS
@@ -87,10 +88,10 @@ def load_autoencoder(model: nn.Module, path: Path) -> None:
 
     Raises:
         CheckpointError: the file is missing or damaged, or not an auto-encoder of the published width.
-        ValueError: ``model`` has no encoder and decoder that could take it.
+        UsageError: ``model`` has no encoder and decoder that could take it.
     """
     if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder) and model.decoder):
-        raise ValueError("an auto-encoder needs a WAE network with a learned encoder and a decoder")
+        raise UsageError("an auto-encoder needs a WAE network with a learned encoder and a decoder")
     trained = AutoEncoder()
     weights_file.load(path, trained)
     model.encoder.load_state_dict(trained.encoder.state_dict())
@@ -112,7 +113,7 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
 
     Raises:
         CheckpointError: the file is missing or damaged, holds more than tensors, or they are not the body's.
-        ValueError: torchvision has no weights for that network.
+        UsageError: torchvision has no weights for that network.
     """
     body = _body(model)
     tensors = _from_torchvision(name) if source == TORCHVISION else read_tensors(Path(source))
@@ -153,11 +154,11 @@ def _stem(name: str) -> str:
 
 
 def torchvision_weights(name: str) -> Any:
-    """torchvision's best weights for its network ``name``. Raises ValueError if it has none."""
+    """torchvision's best weights for its network ``name``. Raises UsageError if it has none."""
     try:
         return models.get_model_weights(name)["DEFAULT"]
     except (ValueError, KeyError):
-        raise ValueError(f"torchvision has no weights for {name}") from None
+        raise UsageError(f"torchvision has no weights for {name}") from None
 
 
 def downloaded(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
-from wae.errors import WaeError
+from wae.errors import UsageError, WaeError
 from wae.wording import first_line
 
 _Value = TypeVar("_Value")
@@ -36,7 +36,7 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
         device: None for a GPU if there is one (each process gets its own), otherwise the CPU.
 
     Raises:
-        ValueError: there is no such device, or a variable that torchrun sets is not a number.
+        ValueError: see :func:`usable_device`; or a variable that torchrun sets is not a number.
         LostProcessError: another process ended during the block.
     """
     _check_environment()
@@ -159,13 +159,19 @@ def _check_environment() -> None:
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device called ``name``: see :func:`joined`. Raises ValueError if it cannot be used here."""
+    """The device called ``name``: see :func:`joined`. Raises ValueError if it cannot be used here.
+
+    It is a UsageError if no machine has such a device.
+    """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        if name == "cuda":
-            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name}: {first_line(error)}") from None
+    try:
         torch.empty(1, device=device).item()  # fails on "meta"
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"device {name} cannot be used here: {first_line(error)}") from None

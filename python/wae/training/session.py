@@ -26,6 +26,7 @@ from wae.data.image_files import ImageFiles, OnCorrupt, left_out_of
 from wae.data.images import MAX_PIXELS
 from wae.data.loading import open_dataset
 from wae.data.segmentation import SegmentationFolder
+from wae.errors import UsageError
 from wae.models.baselines import FullResolution
 from wae.models.network import WAENetwork
 from wae.models.registry import PARTS, NetworkError, build
@@ -113,6 +114,7 @@ class Session:
             DatasetError, ImageError, ClassError: the data cannot be used.
             TrainingError: the loss is no longer finite, or no image of a step can be read.
             LostProcessError: another process has ended.
+            UsageError: there is no such network or device, or the settings cannot be combined.
             ValueError: network, plan and data do not fit together.
         """
         with joined(self.device) as device, self._alone():
@@ -248,13 +250,15 @@ class Session:
         """
         plan, classes = self.plan, len(data.labels)
         if plan.model in PARTS:
-            raise ValueError(f"model: {plan.model} has no classes; wae train-autoencoder trains it")
+            raise UsageError(f"model: {plan.model} has no classes; wae train-autoencoder trains it")
         original = read_original(self.original, plan.model) if self.original else None
         torch.manual_seed(plan.seed)
         try:
             model = build(plan.model, classes, size=size)
         except NetworkError as error:
-            raise NetworkError(f"{error}{accepted_sizes(plan.model)}") from error
+            if sizes := accepted_sizes(plan.model):
+                raise ValueError(f"{error}{sizes}") from error
+            raise
         if not (isinstance(model, WAENetwork) and isinstance(model.encoder, Encoder)):
             plan = plan.without_encoder(low=isinstance(model, WAENetwork))
         elif model.decoder is None:
@@ -285,7 +289,7 @@ class Session:
         path = self.teacher or (self.original if mimics else None)
         if path is None:
             if mimics:  # otherwise the error would come only when that stage begins
-                raise ValueError("the plan has a mimic_weight, which needs a teacher (--teacher)")
+                raise UsageError("the plan has a mimic_weight, which needs a teacher (--teacher)")
             return None
         teacher, described = load_classifier(path), describe(path)
         scores = try_out(teacher, str(path), images)
@@ -293,7 +297,7 @@ class Session:
         if not scores.isfinite().all():
             raise ValueError(f"the teacher, {path}: its scores of the test images are not finite")
         if not mimics:
-            raise ValueError("a teacher is given, but no stage of the plan has a mimic_weight")
+            raise UsageError("a teacher is given, but no stage of the plan has a mimic_weight")
         _note(console, order.note)
         (height, width), (h, w) = described.input.shape, images.shape[2:]
         if (height, width) != (h, w):  # it may be much worse on these

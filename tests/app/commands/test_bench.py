@@ -391,7 +391,6 @@ def test_the_share_is_relative_to_the_ratio_of_multiply_adds():
         (("maxvit_t",), 2, "WAE cannot be built around maxvit_t"),
         (("enet",), 2, "enet scores pixels; a classifier is needed"),
         (("small_vgg", *QUICK, "-o", "x", "--json", "./x", "--force"), 2, "--json: needs another file"),
-        (("small_vgg", "--engine", "steam"), 2, "--engine must be one of eager, .*, got steam"),
         (("small_vgg", "--engine", "cudagraphs"), 1, "--engine: cudagraphs runs on cuda, not on cpu"),
         (("small_vgg", *QUICK, "--batch", 1, "--precision", "int8"), 1, "no engine computes in this"),
         (("small_vgg", *QUICK, "--precision", "int8", "--calibrate", "none"), 1, "none must be a folder"),

@@ -23,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 from wae import cli
-from wae.commands import decode, shared, types
+from wae.commands import decode, info, shared, types
 from wae.data import photos
 from wae.data.images import read_image
 from wae.experiments import comparison, demo, panels
+from wae.inference.engines import ENGINES
 from wae.models.autoencoder import AutoEncoder, to_uint8
 from wae.storage import decomposed, weights_file
 from wae.training import stage1
@@ -387,6 +388,29 @@ def test_an_option_out_of_range_is_refused_in_one_line_before_any_work(arguments
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        "accelerate --model m --data d -o o",
+        "app",
+        "bench resnet18",
+        "eval m --data d --deployed int8",
+        "predict photo.png",
+    ],
+)
+def test_an_unknown_engine_is_refused_before_torch_is_imported(arguments, monkeypatch, capsys):
+    """It took seconds."""
+    monkeypatch.setattr(cli, "_check_backend", lambda: pytest.fail("this imports torch"))
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments.split(), "--engine", "steam")
+    assert caught.value.code == 2
+    assert "--engine: invalid choice: 'steam' (choose from " in capsys.readouterr().err
+
+
+def test_the_engines_of_options_are_those_of_the_package():
+    assert tuple(ENGINES) == types.ENGINES
+
+
+@pytest.mark.parametrize(
     ("kind", "least", "most"),
     [
         ("positive", 1, 2**63 - 1),
@@ -481,6 +505,26 @@ def test_a_missing_package_is_one_sentence_naming_the_extra(monkeypatch, capsys)
     )
     assert run("demo", "--no-timing") == 1
     assert "scikit-image is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [
+        ("matplotlib.figure", "matplotlib", "app"),
+        ("segmentation_models_pytorch", "segmentation-models-pytorch", "segmentation"),
+        ("timm", "timm", "timm"),
+    ],
+)
+def test_packages_that_few_commands_need_are_named_too(module, package, extra, monkeypatch, capsys):
+    """They were tracebacks."""
+
+    def fail(options):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setattr(info, "run", fail)
+    assert run("info") == 1
+    wanted = f'wae: {package} is not installed; `pip install "wae-kernels[{extra}]"` installs it.\n'
+    assert capsys.readouterr().err == wanted
 
 
 # ------------------------------------------------------------------------------------------------------- demo

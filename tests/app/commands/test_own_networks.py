@@ -96,7 +96,7 @@ def test_a_checkpoint_alone_runs_no_code(
     assert f"is built around what {OWN} makes, which no file may run" in capsys.readouterr().err
     assert OWN.partition(":")[0] not in sys.modules
 
-    assert run(*arguments, "--model", "custom_network:large") == 1
+    assert run(*arguments, "--model", "custom_network:large") == 2
     assert "custom_network:large cannot be called: " in capsys.readouterr().err
 
     named = weights.with_name("named.safetensors")

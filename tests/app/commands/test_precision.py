@@ -185,8 +185,6 @@ def test_eval_deployed_refuses_wrong_options(weights, data, capsys, monkeypatch)
     arguments = ("eval", weights, "--data", data, "--seconds", 0.05)
     assert run(*arguments, "--engine", "eager") == 2
     assert "--engine: needs --deployed" in capsys.readouterr().err
-    assert run(*arguments, "--deployed", "float32", "--engine", "steam") == 2
-    assert "--engine must be auto or one of eager, " in capsys.readouterr().err
     assert run(*arguments, "--deployed", "int8", "--engine", "eager") == 1
     assert re.search(r"eager computes in .*, not in int8", capsys.readouterr().err)
     (data / "train").rename(data / "other")
@@ -288,8 +286,8 @@ def test_int8_needs_enough_images_to_calibrate_on(command, weights, data, tmp_pa
         "predict": ("predict", data / "val", "--weights", weights, "--engine", "openvino"),
         "export": ("export", weights, "-o", target),
     }[command] + ("--precision", "int8")
-    assert run(*arguments) == 1
-    assert "int8 takes its scales from images" in capsys.readouterr().err
+    assert run(*arguments) == 2
+    assert "int8 takes its scales from images, which --calibrate names" in capsys.readouterr().err
     assert run(*arguments, "--calibrate", tmp_path / "none") == 1
     assert f"--calibrate: {tmp_path / 'none'} is not a folder" in capsys.readouterr().err
     assert run(*arguments, "--calibrate", data / "val") == 1

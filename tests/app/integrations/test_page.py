@@ -201,8 +201,6 @@ def test_wrong_arguments_are_refused_before_serving(
     assert "--stock: needs --weights" in capsys.readouterr().err
     assert cli.main(["app", "--model", "mine:network"]) == 2
     assert "--model: needs --weights" in capsys.readouterr().err
-    assert cli.main(["app", "--engine", "none"]) == 2
-    assert "--engine must be auto or one of eager, " in capsys.readouterr().err
     assert cli.main(["app", "--weights", str(tmp_path / "none")]) == 1
     assert "none" in capsys.readouterr().err
     assert cli.main(["app", "--weights", str(WEIGHTS / "autoencoder.safetensors")]) == 1

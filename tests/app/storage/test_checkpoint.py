@@ -190,6 +190,16 @@ def test_networks_are_registered_by_the_names_of_their_functions():
         assert name == build.__name__
 
 
+def test_an_error_about_a_network_that_cannot_be_built_here_names_the_file(tmp_path, monkeypatch):
+    def too_new(classes):
+        raise ValueError("it needs a newer library")
+
+    path = write(tmp_path / "c", {"architecture": {"network": "too_new", "classes": 3}})
+    monkeypatch.setitem(checkpoint._NETWORKS, "too_new", too_new)
+    with pytest.raises(CheckpointError, match=f"^{path}: too_new cannot be built: it needs a newer library$"):
+        load_classifier(path)
+
+
 def test_a_resnet50_checkpoint_is_compared_with_the_shapes_of_the_model(tmp_path):
     described = Description("wae_resnet50", 3)
     with torch.device("meta"):

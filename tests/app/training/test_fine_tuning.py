@@ -148,8 +148,8 @@ def test_images_without_finite_blocks_of_2x2_pixels_are_refused(train, original,
 
 
 def test_an_unusable_original_is_refused(train, original, tmp_path, capsys):
-    def refused(*arguments):
-        assert train(*arguments) == 1
+    def refused(*arguments, status=1):
+        assert train(*arguments) == status
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 
@@ -163,7 +163,7 @@ def test_an_unusable_original_is_refused(train, original, tmp_path, capsys):
     small = checkpoint(tmp_path / "small.safetensors", "small_photo_vgg")
     assert "for classifiers there is wae accelerate" in refused("--original", small)
     for option in ("--weights", "--body-weights", "--autoencoder"):
-        printed = refused("--original", original, option, original)
+        printed = refused("--original", original, option, original, status=2)
         assert f"--original and {option}: need one of them, got both" in printed
     assert "there is no such file" in refused("--original", tmp_path / "missing.safetensors")
     strangers = checkpoint(tmp_path / "strangers.safetensors", labels=("cat", "dog", "sky"))

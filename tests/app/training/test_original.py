@@ -244,10 +244,13 @@ def test_any_download_error_is_reported(monkeypatch):
         ("tiny_original:build", "torchvision", "torchvision has none for tiny_original:build; need a FILE$"),
         ("tiny_original:build", "timm", "timm has none for tiny_original:build; need a FILE$"),
         ("vit_tiny_patch16_224", "torchvision", "torchvision has none for vit_.*; need a FILE or timm$"),
+        ("vit_tiny_patch16_224", None, "vit_.* needs trained ones, a FILE or timm; got none$"),
+        ("googlenet", "timm", "timm has none for googlenet; need a FILE or torchvision$"),
+        ("resnet18", None, "resnet18 needs trained ones, a FILE, torchvision or timm; got none$"),
     ],
 )
 def test_weights_of_a_library_that_lacks_the_network_are_refused(model, weights, message):
-    """The word was taken for the name of a file."""
+    """The word was taken for the name of a file. A library that lacks the network was offered."""
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=f"^weights: {message}"):
         open_original(model, weights, 5)

@@ -14,7 +14,7 @@ from wae.data.dataset import InMemory
 from wae.data.image_files import OnCorrupt
 from wae.data.images import MAX_PIXELS
 from wae.data.input import MAX_SIZE
-from wae.errors import WaeError
+from wae.errors import UsageError, WaeError
 from wae.inference.engines import ENGINES
 from wae.inference.precision import NAMES
 from wae.models.accelerated import Form
@@ -26,6 +26,10 @@ from wae.training.small_data import ADAMW, OPTIMIZERS, SGD
 
 class AccelerationError(WaeError, ValueError):
     """A network that cannot be accelerated with these settings. The message says why."""
+
+
+class SettingsError(AccelerationError, UsageError):
+    """Settings that are out of range or cannot be combined, whatever the network."""
 
 
 class Recipe(NamedTuple):
@@ -58,11 +62,11 @@ class _Numbers(NamedTuple):
     fits: Callable[[float], bool]
 
     def check(self, name: str, value: Any) -> None:
-        """Raise AccelerationError if ``value`` is not such a number."""
+        """Raise SettingsError if ``value`` is not such a number."""
         kinds = (int,) if self.are_whole else (int, float)
         is_number = isinstance(value, kinds) and type(value) is not bool
         if not (is_number and self.fits(value)):
-            raise AccelerationError(f"{name} must be {self.described}, got {value!r}")
+            raise SettingsError(f"{name} must be {self.described}, got {value!r}")
 
 
 _MOST = WEIGHT[1]  # infinity is above it; NaN fails every comparison
@@ -101,7 +105,7 @@ def _check_kind(name: str, value: Any) -> None:
     described, kinds = _KINDS[name]
     if not isinstance(value, kinds):
         got = f"the class {value.__name__}: call it" if isinstance(value, type) else type(value).__name__
-        raise AccelerationError(f"{name} must be {described}, got {got}")
+        raise SettingsError(f"{name} must be {described}, got {got}")
 
 
 def _are_three(value: Any, least: float) -> bool:
@@ -181,32 +185,28 @@ class Settings:
         }
         for name, known in names.items():
             if getattr(self, name) not in known:
-                raise AccelerationError(
+                raise SettingsError(
                     f"{name} must be one of {', '.join(filter(None, known))}, got {getattr(self, name)!r}"
                 )
         if self.plan is not None:
             self.plan.only("classifier", "joint")  # a stage with labels: else there is nothing to test
         if self.plan is not None and self.optimizer is not None:
-            raise AccelerationError(
-                "optimizer: the plan already names those of its stages; give one of the two"
-            )
+            raise SettingsError("optimizer: the plan already names those of its stages; give one of the two")
         if self.asked_distillation == Recipe(0.0, mirrored=True):
-            raise AccelerationError("mimic_mirrored needs a mimic above 0, got 0: there is no distillation")
+            raise SettingsError("mimic_mirrored needs a mimic above 0, got 0: there is no distillation")
         for name, least in (("mean", -_MOST), ("std", 1e-6)):
             value = getattr(self, name)
             if value is not None and not _are_three(value, least):
-                raise AccelerationError(
-                    f"{name} must be 3 numbers from {least:g} to {_MOST:g}, got {value!r}"
-                )
+                raise SettingsError(f"{name} must be 3 numbers from {least:g} to {_MOST:g}, got {value!r}")
 
     def _check_target(self) -> None:
         if self.target is None and self.target_ms is None:
             return
         if self.target is not None and self.target_ms is not None:
-            raise AccelerationError("target and target_ms: give one of the two")
+            raise SettingsError("target and target_ms: give one of the two")
         for name in ("size", "factor"):
             if (value := getattr(self, name)) is not None:
-                raise AccelerationError(
+                raise SettingsError(
                     f"{name} cannot be combined with a target, which chooses it, got {value!r}"
                 )
 

@@ -113,6 +113,11 @@ class Claim(ABC):
         """The network whose trained weights of the same seed ``network`` needs, if any."""
         return None
 
+    def needed_by(self, job: Job) -> Job | None:
+        """The training whose weights ``job`` needs, if any."""
+        network = self.needs(job.network)
+        return None if network is None else Job(network, job.seed)
+
     def start_path(self, folder: Path, job: Job) -> Path:
         """The file in which :meth:`start` keeps its measurements until the training has a result."""
         return folder / f"{job.stem}.start.json"

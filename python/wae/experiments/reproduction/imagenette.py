@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from wae.data.dataset import Dataset, DatasetError, InMemory, sample
 from wae.data.folder import ImageFolder, image_folder
 from wae.data.input import Input
+from wae.errors import UsageError
 from wae.experiments.pruning import PRUNED, pruned, ratio_for
 from wae.models.counting import count
 from wae.models.meta import on_meta
@@ -66,14 +67,14 @@ def claim(
         times: factor for the plan's epochs with labels.
 
     Raises:
-        ValueError: a side in ``also_at`` is not between ``size // 2`` and ``size``, both exclusive.
+        UsageError: a side in ``also_at`` is not between ``size // 2`` and ``size``, both exclusive.
     """
     small = network == "small_vgg"
     plan = longer(find("imagenette" if small else "imagenette_resnet"), times)
     plan = replace(plan, model=f"wae_{NETWORKS[network]}")
     size = size or (64 if small else 128)
     if wrong := [side for side in also_at if not size // 2 < side < size]:
-        raise ValueError(f"also_at: must be between {size // 2} and {size}, both exclusive, got {wrong[0]}")
+        raise UsageError(f"also_at: must be between {size // 2} and {size}, both exclusive, got {wrong[0]}")
     return Imagenette(plan, network, size, kept_aside, tuple(sorted(set(also_at))))
 
 

@@ -241,6 +241,6 @@ def test_the_results_in_the_repository_are_those_of_the_plan():
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message, tmp_path, capsys):
-    assert main(["reproduce", *arguments, "-o", str(tmp_path / "out")]) == 1
+    assert main(["reproduce", *arguments, "-o", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr().err
     assert message.removesuffix(".*") in printed
