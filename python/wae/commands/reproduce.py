@@ -280,7 +280,7 @@ def _watch(
 
     from wae.experiments import reproduce
     from wae.experiments.reproduction.claim import Job
-    from wae.experiments.reproduction.results import NotTrained
+    from wae.experiments.reproduction.results import NotTrained, result_path
     from wae.progress import progress
 
     def tell(told: Progress | NotTrained) -> None:
@@ -290,6 +290,7 @@ def _watch(
             bar.console.print(_said(told, claim), highlight=False)
             left[told.job] -= told.done if told.before else 1
             if not told.before:
+            left.setdefault(told.job, told.of)  # for one that is outdated by a training of this run
                 bar.advance(task.id)
         task.total = task.completed + sum(left.values())
 
@@ -306,6 +307,9 @@ def _watch(
             bar.console.print(f"{lacking} of {len(wanted)} trainings {what}", highlight=False)
         return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)
 
+        if repeated := sum(result_path(options.output, job).exists() for job in training):
+            why = "have no weights, or came from weights that have been trained again"
+            bar.console.print(f"{repeated} of {len(wanted)} trainings {why}", highlight=False)
 
 def _said(told: Progress, claim: Claim) -> str:
     """What is printed when an epoch has ended."""

@@ -35,9 +35,10 @@ def run(
     time depends on the machine, if its loss is no longer finite, or if it needs the weights of such a
     training. The next run tries again.
 
-    A finished training is repeated if another needs its weights and they are missing. One that has its
-    weights but lacks the accuracy with re-estimated statistics gets it, if ``data`` is available and
-    ``folder`` is writable. What a killed run left of finished trainings is removed.
+    A finished training is repeated if another needs its weights and they are missing, or if those that it
+    needed itself have been trained again and differ. One that has its weights but lacks the accuracy with
+    re-estimated statistics gets it, if ``data`` is available and ``folder`` is writable. What a killed run
+    left of finished trainings is removed.
 
     Args:
         folder: for results, weights and checkpoints. The caller has locked it with
@@ -71,7 +72,7 @@ def run(
     results |= dict.fromkeys(todo)
     workers = [Worker(folder, prepared, claim, device) for _ in range(min(processes, len(todo)))]
     try:
-        _distribute(todo, results, workers, claim, tell)
+        _distribute(todo, results, workers, folder, claim, tell)
     finally:
         for worker in workers:
             worker.process.terminate()
@@ -81,7 +82,7 @@ def run(
 
 
 def _check_needed(folder: Path, wanted: Sequence[Job], training: Sequence[Job], claim: Claim) -> None:
-    """Raise ValueError if weights that a training needs are neither wanted nor there."""
+    """Raise UsageError if weights that a training needs are neither wanted nor there."""
     for job in training:
         if (needed := claim.needed_by(job)) and needed not in wanted and not _is_kept(folder, needed, claim):
             raise UsageError(
@@ -94,6 +95,7 @@ def _distribute(
     todo: list[Job],
     results: dict[Job, Result | NotTrained | None],
     workers: Sequence[Worker],
+    folder: Path,
     claim: Claim,
     tell: Callable[[Progress | NotTrained], None],
 ) -> None:
@@ -112,6 +114,9 @@ def _distribute(
             elif isinstance(message, (Result, NotTrained)):
                 job = Job(message.network, message.seed)
                 results[job] = message
+                outdated = _outdated_by(job, results, folder, claim)
+                todo += outdated
+                results |= dict.fromkeys(outdated)
                 if isinstance(message, NotTrained):
                     left_out = _without_dependents(job, todo, claim)
                     results |= left_out
@@ -122,9 +127,22 @@ def _distribute(
                 raise message
 
 
+def _outdated_by(
+    trained: Job, results: Mapping[Job, Result | NotTrained | None], folder: Path, claim: Claim
+) -> list[Job]:
+    """Those whose ``results`` came from other weights of the training that has just ended."""
+    return [
+        job
+        for job, result in results.items()
+        if isinstance(result, Result)
+        and claim.needed_by(job) == trained
+        and read_result(folder, job, claim) is None
+    ]
+
+
 def _without_dependents(missing: Job, todo: list[Job], claim: Claim) -> dict[Job, NotTrained]:
     """Those of ``todo`` that need the weights of the ``missing`` training; they are removed from it."""
-    dependents = [job for job in todo if _needed(claim, job) == missing]
+    dependents = [job for job in todo if claim.needed_by(job) == missing]
     for job in dependents:
         todo.remove(job)
     return {job: NotTrained(*job, f"it needs {missing.network}, which is left out") for job in dependents}
@@ -133,7 +151,7 @@ def _without_dependents(missing: Job, todo: list[Job], claim: Claim) -> dict[Job
 def open_jobs(folder: Path, wanted: Sequence[Job], claim: Claim) -> list[Job]:
     """Those of ``wanted`` without a complete result, or whose weights are needed but missing."""
     missing = [job for job in wanted if read_result(folder, job, claim) is None]
-    needed = {_needed(claim, job) for job in missing}
+    needed = {claim.needed_by(job) for job in missing}
     return [
         job
         for job in wanted
@@ -153,12 +171,6 @@ def _is_kept(folder: Path, job: Job, claim: Claim) -> bool:
     return read_result(folder, job, claim) is not None and weights_path(folder, job).exists()
 
 
-def _needed(claim: Claim, job: Job) -> Job | None:
-    """The training whose weights ``job`` needs."""
-    network = claim.needs(job.network)
-    return None if network is None else Job(network, job.seed)
-
-
 def _ready(todo: Sequence[Job], results: Mapping[Job, Result | NotTrained | None], claim: Claim) -> list[Job]:
     """Those of ``todo`` that need not wait for the weights of another job."""
-    return [job for job in todo if (needed := _needed(claim, job)) is None or results.get(needed, True)]
+    return [job for job in todo if (needed := claim.needed_by(job)) is None or results.get(needed, True)]

@@ -3,7 +3,7 @@
 import errno
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from PIL import Image
@@ -16,11 +16,18 @@ from wae.experiments.pruning import PruningError
 from wae.experiments.reproduction import worker
 from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
-from wae.experiments.reproduction.results import NotTrained, Result, result_path, weights_path
+from wae.experiments.reproduction.results import (
+    NotTrained,
+    Result,
+    result_path,
+    weights_path,
+    write_json,
+)
 from wae.experiments.reproduction.table import Row
 from wae.experiments.reproduction.worker import Progress
 from wae.storage.checkpoint import describe, load_classifier
 from wae.storage.weights_file import CheckpointError
+from wae.storage.files import sha256
 from wae.training import lock
 from wae.training.trainer import DivergedError
 
@@ -243,6 +250,40 @@ def test_a_finished_teacher_need_not_be_among_the_jobs(tmp_path):
 
 def test_a_folder_without_the_data_is_an_error_that_names_it(tmp_path, capsys):
     assert main(["reproduce", "fashion-mnist", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
+@pytest.mark.slow
+def test_a_student_of_earlier_weights_is_trained_again_after_its_teacher(tmp_path):
+    """It was kept."""
+    wanted = teacher, student = Job("28 x 28", 0), Job("WAE, mimic", 0)
+    results = reproduce.run(tmp_path, "digits", wanted, DIGITS, 1)
+    assert [result.needed_weights for result in results] == ["", sha256(weights_path(tmp_path, teacher))]
+    write_json(result_path(tmp_path, student), asdict(replace(results[1], needed_weights="of others")))
+    for path in (result_path, weights_path):
+        path(tmp_path, teacher).unlink()
+    messages = []
+    again = reproduce.run(tmp_path, "digits", wanted, DIGITS, 1, tell=messages.append)
+    assert [result.needed_weights for result in again] == [result.needed_weights for result in results]
+    assert [(told.job, told.before) for told in messages] == [
+        (job, False) for job in (teacher, student, student)
+    ]
+
+
+def test_the_bar_counts_a_training_that_another_one_made_necessary(tmp_path, monkeypatch):
+    bars, make = [], progress.progress
+
+    def run(folder, data, wanted, claim, processes, device, tell):
+        (task,) = bars[0].tasks
+        tell(Progress(wanted[0], "joint", 1, 3, 0.5))
+        assert (task.completed, task.total) == (1, 3)
+        return []
+
+    monkeypatch.setattr(progress, "progress", lambda *given: bars.append(make(*given)) or bars[0])
+    monkeypatch.setattr(reproduce, "to_train", lambda *_: [])
+    monkeypatch.setattr(reproduce, "run", run)
+    monkeypatch.setattr("wae.experiments.reproduction.table.rows", lambda *_: [])
+    assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path)]) == 0
+    assert bars
+
+
     assert str(tmp_path) in capsys.readouterr().err
 
 

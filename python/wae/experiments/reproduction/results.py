@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wae.storage.files import read_json, remove_parts, write
+from wae.storage.files import read_json, remove_parts, sha256, write
 from wae.storage.weights_file import CheckpointError
 from wae.training.plan import differences
 from wae.wording import shown
@@ -50,6 +50,9 @@ class Result:
     remeasured: dict[str, Any] = field(default_factory=dict)
     """``accuracy`` and all measures for the same weights with re-estimated BatchNorm statistics, and the
     commit. See :attr:`Claim.remeasures`."""
+    needed_weights: str = ""
+    """The SHA-256 of the weights that the training needed: see :meth:`Claim.needs`. Empty if it needed none,
+    and in results of earlier versions."""
     made: dict[str, Any] = field(default_factory=dict)
     """Commit, date, machine and versions."""
 
@@ -83,6 +86,14 @@ def state_path(folder: Path, job: Job) -> Path:
     return folder / f"{job.stem}.state.safetensors"
 
 
+def needed_weights(folder: Path, job: Job, claim: Claim) -> str:
+    """The SHA-256 of the weights that ``job`` needs; empty if it needs none, or if they are missing."""
+    needed = claim.needed_by(job)
+    if needed is None or not (path := weights_path(folder, needed)).exists():
+        return ""
+    return sha256(path)
+
+
 def tidy(folder: Path, job: Job, claim: Claim) -> None:
     """Remove what a finished training no longer needs, and what one that was killed left half-written.
 
@@ -105,7 +116,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
-    """The result of ``job`` in ``folder``, if it has one.
+    """The result of ``job`` in ``folder``, if it has one that came from the weights there that it needs.
+
+    It may also have come from weights that are missing now, or not known.
 
     Raises CheckpointError if it belongs to another plan or claim, or is damaged.
     """
@@ -123,4 +136,5 @@ def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
         raise CheckpointError(f"{path}: comes from another plan: {made}; use another folder")
     if result.settings != json.loads(json.dumps(claim.settings())):
         raise CheckpointError(f"{path}: comes from other settings: {result.settings}; use another folder")
-    return result
+    now = needed_weights(folder, job, claim) if result.needed_weights else ""
+    return None if now and now != result.needed_weights else result

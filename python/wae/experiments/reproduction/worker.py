@@ -33,7 +33,17 @@ from wae.training.state import Epoch
 from wae.training.trainer import DivergedError, Observer, TrainingError, train
 
 from .claim import Claim, Job
-from .results import NotTrained, Result, read_result, result_path, state_path, tidy, weights_path, write_json
+from .results import (
+    NotTrained,
+    Result,
+    needed_weights,
+    read_result,
+    result_path,
+    state_path,
+    tidy,
+    weights_path,
+    write_json,
+)
 
 
 class Progress(NamedTuple):
@@ -127,7 +137,7 @@ def _train(
     model, start = claim.start(job, folder, sets[0])
     mimics = any(stage.mimic_weight for stage in chosen.stages)
     teacher = load_classifier(weights_path(folder, Job(claim.full, job.seed))) if mimics else None
-    state = state_path(folder, job)
+    state, needed = state_path(folder, job), needed_weights(folder, job, claim)
     observer = _Messenger(job, sum(stage.epochs for stage in chosen.stages), link)
     history = train(
         model,
@@ -143,16 +153,26 @@ def _train(
     last = history[-1].accuracy if held_out is None else evaluate(model, held_out, chosen.batch, device)
     assert last is not None
     model = model.cpu().eval()
-    result = _result(job, claim, history, last, count(model, claim.input.shape).multiply_adds, start, device)
+    cost = count(model, claim.input.shape).multiply_adds
+    result = _result(job, claim, history, last, cost, needed, start, device)
     if registered := claim.registered[job.network]:
         made = {"plan": chosen.as_dict(), "accuracy": result.accuracy}
         path = weights_path(folder, job)
         save_classifier(path, model, registered, sets[0].labels, claim.input, made, force=True)
+        _forget_dependents(job, folder, claim)
     write_json(result_path(folder, job), asdict(result))
     tidy(folder, job, claim)  # if this process is killed before it, the next run does it
     if claim.remeasures:  # last, because it can be repeated from the weights
         result = _remeasured(result, folder, claim, device, sets[0], held_out or sets[1])
     return result
+
+
+def _forget_dependents(job: Job, folder: Path, claim: Claim) -> None:
+    """Remove what unfinished trainings that began from earlier weights of ``job`` would resume from."""
+    for other in claim.jobs([job.seed]):
+        if claim.needed_by(other) == job:
+            for path in (state_path(folder, other), claim.start_path(folder, other)):
+                path.unlink(missing_ok=True)
 
 
 def _result(
@@ -161,6 +181,7 @@ def _result(
     history: Sequence[Epoch],
     last: Accuracy | PixelAccuracy,
     multiply_adds: int,
+    needed: str,
     start: dict[str, Any],
     device: torch.device,
 ) -> Result:
@@ -176,6 +197,7 @@ def _result(
         multiply_adds,
         start,
         last._asdict(),
+        needed_weights=needed,
         made={
             "commit": _commit(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

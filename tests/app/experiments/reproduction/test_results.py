@@ -1,14 +1,21 @@
 """Result files: read back as written, refused if damaged; what a kill left beside them is removed."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from reproductions import DIGITS
 
 from wae.experiments import reproduce
 from wae.experiments.reproduction.claim import Job
-from wae.experiments.reproduction.results import Result, read_result, write_json
+from wae.experiments.reproduction.results import (
+    Result,
+    needed_weights,
+    read_result,
+    result_path,
+    weights_path,
+    write_json,
+)
 from wae.storage.weights_file import CheckpointError
 
 
@@ -39,6 +46,23 @@ def test_a_result_survives_json(tmp_path):
     result = Result("WAE", 0, 0.5, 1.0, [0.5], DIGITS.plan_of("WAE", 0).as_dict())
     write_json(tmp_path / f"{job.stem}.json", asdict(result))
     assert read_result(tmp_path, job, DIGITS) == result
+
+
+def test_a_result_from_other_weights_than_those_there_counts_as_missing(tmp_path):
+    """One that does not say from which it came is kept, and so is one whose teacher is not there."""
+    teacher, student = Job("28 x 28", 0), Job("WAE, mimic", 0)
+    result = Result(*student, 0.5, 1.0, [0.5], DIGITS.plan_of(*student).as_dict())
+    weights_path(tmp_path, teacher).write_bytes(b"first")
+    weights_path(tmp_path, student).touch()
+    recorded = replace(result, needed_weights=needed_weights(tmp_path, student, DIGITS))
+    for found, kept in ((recorded, None), (result, result)):
+        write_json(result_path(tmp_path, student), asdict(found))
+        weights_path(tmp_path, teacher).write_bytes(b"first")
+        assert read_result(tmp_path, student, DIGITS) == found
+        weights_path(tmp_path, teacher).write_bytes(b"second")
+        assert read_result(tmp_path, student, DIGITS) == kept
+        weights_path(tmp_path, teacher).unlink()
+        assert read_result(tmp_path, student, DIGITS) == found
 
 
 LEFT = "wae-seed0.state.safetensors", "wae-seed0.start.json", ".wae-seed0.json.0123abcd.part"

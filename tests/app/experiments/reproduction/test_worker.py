@@ -19,7 +19,7 @@ from wae.experiments import reproduce
 from wae.experiments.reproduction import worker
 from wae.experiments.reproduction.claim import Job
 from wae.experiments.reproduction.fashion_mnist import FashionMnist
-from wae.experiments.reproduction.results import read_result, weights_path
+from wae.experiments.reproduction.results import read_result, state_path, weights_path
 from wae.experiments.reproduction.worker import Progress
 from wae.models.counting import count
 from wae.storage.checkpoint import save_classifier
@@ -67,6 +67,19 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
     with pytest.raises(ZeroDivisionError):
         worker._train(job, tmp_path, "digits", DIGITS, torch.device("cpu"), None)
     assert not list(tmp_path.glob("*.state.*"))
+
+
+def test_new_weights_end_unfinished_trainings_that_began_from_earlier_ones(tmp_path, monkeypatch):
+    """They resumed, distilled from two teachers."""
+    began, others = Job("WAE, mimic", 0), (Job("WAE, mimic", 1), Job("WAE", 0))
+    for job in (began, *others):
+        state_path(tmp_path, job).touch()
+    DIGITS.start_path(tmp_path, began).touch()
+    epoch = Epoch(0, "classifier", 0, {}, Accuracy(0.9, 1.0, 0.5, 297), 10.0)
+    monkeypatch.setattr(worker, "train", lambda *_, **__: [epoch])
+    worker._train(Job("28 x 28", 0), tmp_path, "digits", DIGITS, torch.device("cpu"), None)
+    left = [*tmp_path.glob("*.state.safetensors"), *tmp_path.glob("*.start.json")]
+    assert sorted(left) == sorted(state_path(tmp_path, job) for job in others)
 
 
 def test_a_worker_finds_the_commit_of_its_code_before_the_first_job(tmp_path, monkeypatch):
