@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wae.errors import WaeError
@@ -95,15 +96,34 @@ def _rounds(total: int, count: int) -> Iterator[list[int]]:
         yield (first + shift)[first + shift < ends].tolist()
 
 
+def by_class(targets: Sequence[int] | NDArray[Any] | Tensor) -> Tensor:
+    """The numbers of all samples, class by class, given their ``targets``; each class in its own order."""
+    return torch.as_tensor(targets).argsort(stable=True)
+
+
+def _order(data: Dataset, count: int) -> Tensor:
+    """The numbers of all samples, in an order where ``count`` equal steps find most classes.
+
+    That is the order of ``data`` unless classes take turns: every tenth sample of ten classes is of one.
+    """
+    targets = torch.as_tensor(getattr(data, "targets", ()))  # not if pixels have labels
+    found = targets[spread(len(targets), count)].unique()
+    misses = len(found) < min(count, len(targets.unique()))
+    return by_class(targets) if misses else torch.arange(len(data))
+
+
 def sample(data: Dataset, count: int) -> tuple[Tensor, Tensor]:
     """``count`` samples, evenly spaced over ``data``, or all if it has fewer: see :meth:`Dataset.batch`.
+
+    If that would leave out classes, they are evenly spaced over the samples in the order of their classes.
 
     If files that cannot be read are to be left out, others are tried in their place, so there are fewer
     samples only if no more can be read. Raises DatasetError if none can be read.
     """
     found: list[tuple[Tensor, Tensor]] = []
+    order = _order(data, count)
     for numbers in _rounds(len(data), count):
-        found.append(data.batch(numbers, 0))
+        found.append(data.batch(order[numbers].tolist(), 0))
         if sum(len(images) for images, _ in found) >= count:
             break
     readable = [batch for batch in found if len(batch[0])]

@@ -118,6 +118,28 @@ def test_sample_is_evenly_spaced():
     assert sample(data, 150)[1][-1] == 198
 
 
+@pytest.mark.parametrize(("classes", "count"), [(2, 64), (10, 64), (7, 4)])
+def test_sample_has_as_many_classes_as_it_can(classes, count):
+    """Also if they take turns: equal steps found samples of one class."""
+    number = classes * 10 * 64
+    turns = torch.arange(number) % classes
+    images = torch.zeros(number, 3, 2, 2, dtype=torch.uint8)
+    names = [str(n) for n in range(classes)]
+    for targets in (turns, turns.sort().values):
+        _, labels = sample(InMemory(images, targets, names, False, 0), count)
+        assert len(labels) == count
+        assert len(labels.unique()) == min(classes, count)
+    assert labels.tolist() == targets[torch.arange(count) * number // count].tolist()  # as in folders
+
+
+def test_sample_keeps_to_the_order_of_the_data_if_it_has_all_classes():
+    """So the images that published networks were initialised on stay the same."""
+    targets = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
+    images = torch.arange(8, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).clone()
+    found, _ = sample(InMemory(images, targets, "ab", False, 0), 4)
+    assert found[:, 0, 0, 0].tolist() == [0, 2, 4, 6]
+
+
 class PartlyReadable:
     """Twenty images, of which only the ``readable`` ones can be read; it records the indices requested."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from wae.data.dataset import sample
 from wae.experiments.machine import timed
 from wae.experiments.pruning import PRUNED, pruned, ratio_for
 from wae.models.accelerated import Form
@@ -26,7 +27,7 @@ from wae.training.trainer import DivergedError
 from wae.wording import first_line
 from wae_kernels.checks import half_of
 
-from .data import sample_of_classes
+from .data import SAMPLE
 from .folder import BASELINES, Record
 from .measuring import SECONDS, call, images_of_a_call
 from .networks import teacher, trained
@@ -87,7 +88,7 @@ def _copy_of_original(task: Task) -> FullResolution:
 
 def _pruning_batches(task: Task) -> list[tuple[Tensor, Tensor]]:
     """Training images and labels, for the gradients that pruning uses."""
-    return [sample_of_classes(task.sets(task.side).plain)]
+    return [sample(task.sets(task.side).plain, SAMPLE)]
 
 
 def choose(task: Task, name: str, form: Form) -> dict[str, Any]:

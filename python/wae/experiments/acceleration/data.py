@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from wae.data.dataset import DatasetError, InMemory, sample
+from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
 from wae.data.input import Input
 from wae.data.loading import open_dataset
@@ -41,19 +41,6 @@ class Sets(NamedTuple):
         """Whether training flips images, so that an image and its mirror image mean the same."""
         data = self.training
         return not isinstance(data, InMemory) or (data.augment and data.flip)  # files are always flipped
-
-
-def by_class(data: Images) -> list[int]:
-    """The numbers of all images, class by class, each class in the order of the data.
-
-    In the order of the data equal steps can find a single class: every tenth image of ten that take turns.
-    """
-    return torch.as_tensor(data.targets).argsort(stable=True).tolist()
-
-
-def sample_of_classes(data: Images) -> tuple[Tensor, Tensor]:
-    """:data:`SAMPLE` images and labels, spread over all classes: see :func:`wae.data.dataset.sample`."""
-    return sample(data.subset(by_class(data)), SAMPLE)
 
 
 def in_memory(training: Loader, test: Loader) -> tuple[InMemory, InMemory]:

@@ -24,7 +24,7 @@ from wae.training.session import MODEL
 from wae.training.trainer import check_batch
 from wae.wording import first_line
 
-from .data import sample_of_classes
+from .data import SAMPLE
 from .plans import plan_for
 from .settings import Recipe
 from .task import Task
@@ -36,7 +36,7 @@ def initialised(task: Task, form: Form) -> WAEClassifier:
     network = copy.deepcopy(original.network).cpu()  # a GPU would draw other random weights
     torch.manual_seed(task.settings.seed)
     model = accelerated(network, form).requires_grad_(True)  # frozen weights too
-    (images, _), stock = sample_of_classes(task.sets(form.size).plain), original.classifier()
+    (images, _), stock = sample(task.sets(form.size).plain, SAMPLE), original.classifier()
     scale, shift = stock.image_scale.cpu(), stock.image_shift.cpu()
     if start == "linear":
         start_as_small_image(model, images, scale, shift)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
+from wae.data.dataset import by_class
 from wae.models.accelerated import Form
 from wae.training.small_data import OPTIMIZERS
 from wae.training.trainer import DivergedError, TrainingError
 from wae.wording import counted
 
-from .data import Images, by_class
+from .data import Images
 from .folder import Record
 from .networks import initialised, teacher
 from .plans import plan_for
@@ -77,7 +78,7 @@ def _tried(task: Task, name: str, form: Form, recipe: Recipe) -> float | None:
 
 def _divided(data: Images) -> tuple[list[int], list[int]]:
     """The numbers of the images that are held out, a fifth of each class, and of the others."""
-    held_out = sorted(by_class(data)[::_HELD_OUT])
+    held_out = sorted(by_class(data.targets)[::_HELD_OUT].tolist())
     return held_out, sorted(set(range(len(data))) - set(held_out))
 
 

@@ -7,8 +7,8 @@ import torch
 from accelerations import of_two_classes, opened
 from tiny_original import SIDE, build, write_crops
 
-from wae.data.dataset import DatasetError, InMemory, sample
-from wae.experiments.acceleration.data import SAMPLE, in_memory, sample_of_classes
+from wae.data.dataset import DatasetError
+from wae.experiments.acceleration.data import in_memory
 from wae.experiments.acceleration.settings import Settings
 
 
@@ -21,21 +21,6 @@ def test_only_the_training_part_of_a_folder_is_augmented(tmp_path):
     changes = [not torch.equal(*(data.batch([0], epoch)[0] for epoch in (0, 1))) for data in sets]
     assert changes == [True, False, False]
     assert sets.training.seed == 4
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_a_sample_has_images_of_all_classes(tmp_path, classes):
-    """Also if they take turns: equal steps found images of one class."""
-    number = 10 * SAMPLE
-    turns = torch.arange(number) % classes
-    images = turns.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
-    names = [str(n) for n in range(classes)]
-    for order in (torch.arange(number), turns.argsort(stable=True)):
-        data = InMemory(images[order], turns[order], names, False, 0)
-        found, labels = sample_of_classes(data)
-        assert len(found) == SAMPLE
-        assert set(labels.tolist()) == set(range(classes))
-    assert torch.equal(labels, sample(data, SAMPLE)[1])  # as for the folders, whose classes follow each other
 
 
 @pytest.mark.parametrize("has_all", [0, 1])
