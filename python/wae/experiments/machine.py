@@ -77,16 +77,22 @@ def disturbance(others: float | None) -> str:
 
 
 def timed(
-    functions: Mapping[str, Callable[[], Any]], seconds: float, device: torch.device, settle: int = 0
+    functions: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    device: torch.device,
+    settle: int = 0,
+    min_rounds: int = 3,
 ) -> tuple[dict[str, Timing], float | None]:
     """The times of ``functions``, and the CPU cores that other programs used meanwhile, None if not known.
 
     Args:
-        functions, seconds, settle: see :func:`wae.inference.timing.interleaved`.
+        functions, seconds, settle, min_rounds: see :func:`wae.inference.timing.interleaved`.
         device: where the functions compute.
     """
     others = OtherPrograms()
-    timings = interleaved(functions, seconds, settle=settle, synchronize=synchronize_for(device))
+    timings = interleaved(
+        functions, seconds, min_rounds=min_rounds, settle=settle, synchronize=synchronize_for(device)
+    )
     return timings, others.cores()
 
 

@@ -29,7 +29,7 @@ from wae_kernels.checks import half_of
 
 from .data import SAMPLE
 from .folder import BASELINES, Record
-from .measuring import SECONDS, call, images_of_a_call
+from .measuring import ROUNDS, SECONDS, call, images_of_a_call
 from .networks import teacher, trained
 from .plans import plan_for
 from .settings import Recipe
@@ -102,7 +102,7 @@ def choose(task: Task, name: str, form: Form) -> dict[str, Any]:
 
     def share_of_time(baseline: nn.Module) -> float:
         both = {**calls, "baseline": call(baseline.to(task.device), images)}
-        times, cores = timed(both, SECONDS / 3, task.device)
+        times, cores = timed(both, SECONDS / 3, task.device, min_rounds=ROUNDS)
         others.append(cores)
         return times["baseline"].median / times["accelerated"].median
 

@@ -21,6 +21,9 @@ from .task import Task
 SECONDS = 3.0
 """How long a measurement of times takes."""
 
+ROUNDS = 9
+"""The least rounds of one that decides something: on a busy machine chance decided with the usual three."""
+
 
 def measure_original(task: Task) -> dict[str, Any]:
     """The original's accuracy on the test images, and its multiply-adds."""
