@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wae.errors import UsageError
 from wae.wording import counted, first_line
@@ -86,6 +86,8 @@ class _Measured(NamedTuple):
     left_out: list[_NotDeployed]
     others: float | None
     """CPU cores that other programs used during the timings; None if that is not known."""
+    machine: dict[str, Any]
+    """See :func:`wae.experiments.machine.machine`."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -112,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
 def _measured(options: argparse.Namespace, device: torch.device) -> _Measured:
     """Evaluate every checkpoint and its deployed forms; measure times on the first process."""
     from wae.experiments import evaluation
+    from wae.experiments.machine import machine
     from wae.progress import bar
     from wae.training.processes import is_first, processes
 
@@ -142,7 +145,7 @@ def _measured(options: argparse.Namespace, device: torch.device) -> _Measured:
         with bar("timing", None):
             others.append(evaluation.measure_deployed(deployed, options.seconds))
     known = [cores for cores in others if cores is not None]
-    return _Measured(candidates, deployed, left_out, max(known, default=None))
+    return _Measured(candidates, deployed, left_out, max(known, default=None), machine(device))
 
 
 def _evaluate(
@@ -181,6 +184,7 @@ def _print_json(options: argparse.Namespace, measured: _Measured) -> None:
             "deployed": evaluation.deployed_as_data(measured.deployed),
             "left_out": [missing._asdict() for missing in measured.left_out],
             "others": measured.others,
+            "machine": measured.machine,
         }
     )
 

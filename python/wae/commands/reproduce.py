@@ -202,7 +202,9 @@ def _write(folder: Path, table: str, picture: Image | None) -> None:
 
 
 def _data(found: _Found, claim: Claim) -> dict[str, Any]:
-    """The table as JSON data, with the share that each network recovers, and the notes below it."""
+    """The table as JSON data, with the share that each network recovers, the notes below it, and the machine
+    on which times were measured."""
+    from wae.experiments.machine import machine
     from wae.experiments.reproduction.table import recovered, reestimated
 
     shares = {"recovered": found.table, "recovered_remeasured": reestimated(found.table)}
@@ -211,7 +213,7 @@ def _data(found: _Found, claim: Claim) -> dict[str, Any]:
         for row in found.table
     ]
     left_out = [training._asdict() for training in found.left_out]
-    return {"networks": networks, "left_out": left_out, "others": found.others}
+    return {"networks": networks, "left_out": left_out, "others": found.others, "machine": machine()}
 
 
 def _claim(options: argparse.Namespace) -> Claim:
@@ -288,9 +290,9 @@ def _watch(
             left[Job(told.network, told.seed)] = 0
         else:
             bar.console.print(_said(told, claim), highlight=False)
+            left.setdefault(told.job, told.of)  # for one that is outdated by a training of this run
             left[told.job] -= told.done if told.before else 1
             if not told.before:
-            left.setdefault(told.job, told.of)  # for one that is outdated by a training of this run
                 bar.advance(task.id)
         task.total = task.completed + sum(left.values())
 
@@ -305,11 +307,11 @@ def _watch(
         if lacking := len(todo) - len(training):
             what = "lack the accuracy with re-estimated BatchNorm statistics"
             bar.console.print(f"{lacking} of {len(wanted)} trainings {what}", highlight=False)
-        return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)
-
         if repeated := sum(result_path(options.output, job).exists() for job in training):
             why = "have no weights, or came from weights that have been trained again"
             bar.console.print(f"{repeated} of {len(wanted)} trainings {why}", highlight=False)
+        return reproduce.run(options.output, data, wanted, claim, processes, options.device, tell)
+
 
 def _said(told: Progress, claim: Claim) -> str:
     """What is printed when an epoch has ended."""

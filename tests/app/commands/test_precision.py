@@ -117,6 +117,7 @@ def test_eval_as_json(weights, data, capsys, monkeypatch):
     assert [entry["megabytes"] for entry in found["deployed"]] == [30, 30]
     assert all(entry["seconds_per_image"] > 0 for entry in found["networks"])
     assert (found["others"], others) == (0.75, [])
+    assert found["machine"] == machine.machine(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("cores", "said"), [(0.5, 1), (0.05, 0), (None, 0)])

@@ -12,6 +12,7 @@ from reproductions import DIGITS, TINY
 from wae import progress
 from wae.cli import main
 from wae.experiments import reproduce
+from wae.experiments.machine import machine
 from wae.experiments.pruning import PruningError
 from wae.experiments.reproduction import worker
 from wae.experiments.reproduction.claim import Job
@@ -26,8 +27,8 @@ from wae.experiments.reproduction.results import (
 from wae.experiments.reproduction.table import Row
 from wae.experiments.reproduction.worker import Progress
 from wae.storage.checkpoint import describe, load_classifier
-from wae.storage.weights_file import CheckpointError
 from wae.storage.files import sha256
+from wae.storage.weights_file import CheckpointError
 from wae.training import lock
 from wae.training.trainer import DivergedError
 
@@ -122,6 +123,7 @@ def test_trainings_that_were_left_out_are_named_below_the_table(tmp_path, monkey
     assert main(["reproduce", "fashion-mnist", "-o", str(tmp_path), "--json"]) == 1
     data = json.loads(capsys.readouterr().out)
     assert [row["network"] for row in data.pop("networks")] == ["WAE"]
+    assert data.pop("machine") == machine()
     left_out = [{"network": "pruned, Taylor", "seed": 0, "reason": reason}]
     assert data == {"left_out": left_out, "others": cores}
 
@@ -248,8 +250,6 @@ def test_a_finished_teacher_need_not_be_among_the_jobs(tmp_path):
         reproduce.run(tmp_path, "digits", [student], DIGITS, 1)
 
 
-def test_a_folder_without_the_data_is_an_error_that_names_it(tmp_path, capsys):
-    assert main(["reproduce", "fashion-mnist", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
 @pytest.mark.slow
 def test_a_student_of_earlier_weights_is_trained_again_after_its_teacher(tmp_path):
     """It was kept."""
@@ -284,6 +284,8 @@ def test_the_bar_counts_a_training_that_another_one_made_necessary(tmp_path, mon
     assert bars
 
 
+def test_a_folder_without_the_data_is_an_error_that_names_it(tmp_path, capsys):
+    assert main(["reproduce", "fashion-mnist", "--data", str(tmp_path), "-o", str(tmp_path / "out")]) == 1
     assert str(tmp_path) in capsys.readouterr().err
 
 
