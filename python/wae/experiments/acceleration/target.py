@@ -51,6 +51,8 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
         "why": f"{1e3 * chosen['seconds']:.2f} ms, {kept}",
         "allowed": allowed,
         "original": times["original"],
+        "engine": times["engine"],
+        "precision": times["precision"],
         "curve": times["curve"],
     }
 
@@ -123,7 +125,7 @@ def timed_forms(task: Task) -> dict[str, Any]:
     ]
     original = times["original"]
     measured = {"original": original.median, "runs": original.runs, "curve": curve, "others": others}
-    return {"engine": first.engine, **measured}
+    return {"engine": first.engine, "precision": precision, **measured}
 
 
 def _deployed_call(

@@ -59,7 +59,7 @@ def train_accelerated(task: Task, form: Form, recipe: Recipe) -> dict[str, Any]:
         "optimizer": plan.stages[-1].optimizer,
         "size": form.size,
         "factor": form.factor,
-        "high body": getattr(model.high_body, "reason", f"1/{form.factor} of the channels"),
+        "high body": getattr(model.high_body, "reason", f"the high body has 1/{form.factor} of the channels"),
     }
 
 

@@ -6,6 +6,7 @@ import torch
 from wae.experiments.acceleration import report, report_files
 
 VERSIONS = {"torch": "2.14", "openvino": "2026.1", "nncf": "3"}
+MEASURED_IN = {"engine": "eager", "precision": "bfloat16"}  # the times for a target
 
 
 def found(**more):
@@ -26,7 +27,7 @@ def found(**more):
         "mimic": 1.0,
         "mirrored": False,
         "optimizer": "adamw",
-        "high body": "1/4 of the channels",
+        "high body": "the high body has 1/4 of the channels",
     }
     return {
         "original": {
@@ -52,14 +53,17 @@ def test_the_classes_that_lost_accuracy_and_the_speed_are_reported():
     assert report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
     text = report_files.markdown("net", found())
     assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
-    assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as in its fastest engine" in text
+    assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as the original in wino" in text
+    assert "- The high body has 1/4 of the channels.\n" in text
     assert "There is no ONNX file: no ONNX Runtime." in text
     assert "does not pay" not in text
     slow = found()
     slow["deployed"]["accelerated"]["seconds"] = 0.003
+    slow["training"]["high body"] = "the high body is a light CNN of 4 convolutions"  # its `reason`
     text = report_files.markdown("net", slow)
-    assert "0.67 times as fast as in its fastest engine;" in text
+    assert "0.67 times as fast as the original in winograd, float32;" in text
     assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in text
+    assert "- The high body is a light CNN of 4 convolutions.\n" in text
 
 
 def test_multiply_adds_are_compared_in_a_line():
@@ -187,9 +191,10 @@ def test_every_row_has_the_numbers_of_its_side():
     of["training"]["mimic"] = 0.0
     assert "- The original's scores are not part of the loss." in report_files.markdown("net", of)
     for allowed, outcome in ((1.0, "met"), (0.9, "missed")):
-        of["target"] = {"allowed": allowed / 1e3, "original": 0.004, "curve": []}
+        of["target"] = {"allowed": allowed / 1e3, "original": 0.004, "curve": [], **MEASURED_IN}
         wanted = (
-            f"The deployed network {outcome} the target: 1.00 ms, the target is at most {allowed:.2f} ms."
+            f"The deployed network {outcome} the target: 1.00 ms, the target is at most {allowed:.2f} ms; "
+            "the original takes 4.00 ms in eager, bfloat16."
         )
         assert wanted in report_files.markdown("net", of)
 
@@ -209,15 +214,18 @@ def test_the_page_escapes_and_shows_the_curve():
         {"size": 96, "factor": 2, "seconds": 2.0},
     ]
     parts = {name: torch.zeros(1, 3, 4, 4, dtype=torch.uint8) for name in ("image", "low", "high")}
-    page = report_files.page("<net>", found(target={"curve": curve, "allowed": 1.0, "original": 2.0}), parts)
+    target = {"curve": curve, "allowed": 1.0, "original": 2.0, **MEASURED_IN}
+    page = report_files.page("<net>", found(target=target), parts)
     assert "<h1>&lt;net&gt;, accelerated</h1>" in page
     assert "<td>&lt;a&gt;</td>" in page
+    assert "What was measured for the target, in eager, bfloat16" in page
     assert "<td>64</td><td>4</td><td>500.00 ms</td><td>4.00x</td><td>yes</td><td>80.00 %</td>" in page
     assert "<td>96</td><td>2</td><td>2000.00 ms</td><td>1.00x</td><td></td><td></td>" in page
 
 
 def test_diverged_trials_and_the_optimizer_are_reported():
-    target = {"curve": [{"size": 48, "factor": 4, "seconds": 0.5, "kept": None}], "original": 1, "allowed": 1}
+    curve = [{"size": 48, "factor": 4, "seconds": 0.5, "kept": None}]
+    target = {"curve": curve, "original": 1, "allowed": 1, **MEASURED_IN}
     measured = found(**{"trial: mimic 1": None, "trial: mimic 1, sgd": 0.0}, target=target)
     measured["training"]["optimizer"] = "sgd"
     text = report_files.markdown("net", measured)

@@ -36,7 +36,8 @@ def met(monkeypatch, tmp_path, curve=CURVE, others=None, **options):
         recipes.append(recipe)
         return KEPT[form.size, form.factor]
 
-    times = {"original": 1.2, "engine": "eager", "curve": curve, "others": others}
+    where = {"engine": "eager", "precision": "float32"}
+    times = {**where, "original": 1.2, "curve": curve, "others": others}
     monkeypatch.setattr(target, "timed_forms", lambda task: times)
     monkeypatch.setattr(target, "trial", trial)
     write_crops(tmp_path / "data", 2, 1)
@@ -51,6 +52,7 @@ def test_the_best_of_the_slowest_forms_that_meet_the_target_is_chosen(monkeypatc
     assert tried == [(96, 4), (64, 2), (64, 4)]
     assert outcome["form"] == {"size": 64, "factor": 2}
     assert outcome["allowed"] == pytest.approx(0.6)
+    assert (outcome["engine"], outcome["precision"]) == ("eager", "float32")
     assert [entry.get("kept") for entry in outcome["curve"]] == [None, 0.7, 0.9, 0.8, None]
     assert recipes == [NO_TEACHER] * 3
 
@@ -146,6 +148,7 @@ def test_the_sizes_for_a_small_original_are_small_too():
 def test_forms_of_few_pixels_are_measured(monkeypatch, tmp_path):
     times = timed_briefly(monkeypatch, tmp_path, 20)
     assert [entry["size"] for entry in times["curve"]] == target._sizes(20)
+    assert (times["engine"], times["precision"]) == ("eager", "float32")
 
 
 @pytest.mark.slow
