@@ -18,11 +18,20 @@ needs_fashion_mnist = pytest.mark.skipif(
 )
 
 
+def test_fashion_mnist_is_flipped_but_not_shifted(monkeypatch):
+    def black(folder, file):
+        return torch.zeros(3, *file.shape[1:], dtype=torch.uint8)
+
+    monkeypatch.setattr("wae.data.idx._published", black)
+    made = open_dataset("fashion-mnist", True, True, 4)
+    assert (made.augment, made.seed, made.pad, made.flip) == (True, 4, 0, True)
+    assert made.batch([0], 0)[0].shape == (1, 3, 28, 28)
+
+
 @needs_fashion_mnist
 def test_installed_fashion_mnist_is_complete():
-    train, held_out = open_dataset("fashion-mnist", True, True, 4), fashion_mnist(None, False, False, 0)
+    train, held_out = (fashion_mnist(None, part, False, 0) for part in (True, False))
     assert (len(train), len(held_out)) == (60_000, 10_000)
-    assert (train.augment, train.seed, train.pad, train.flip) == (True, 4, 0, True)
     assert torch.bincount(train.targets).tolist() == [6000] * 10
     assert torch.bincount(held_out.targets).tolist() == [1000] * 10
     assert train.labels[9] == "Ankle boot"

@@ -119,6 +119,10 @@ def test_wae_is_the_same_for_images_of_all_sizes_that_it_takes_anyway():
     assert shapes[0] == shapes[1]
 
 
+def test_the_side_in_a_name_is_that_of_the_images_that_the_network_sees():
+    assert on_meta(partial(build, "shufflenet_v2_x0_5_at_96", 3)).side == 96
+
+
 def test_the_size_of_the_images_is_in_the_error_if_wae_cannot_be_made_for_it():
     message = r"^wae_maxvit_t cannot be built: .* \(its bodies get 112 x 112 of images of 224 x 224\)$"
     with pytest.raises(NetworkError, match=message):
