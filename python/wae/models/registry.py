@@ -131,6 +131,12 @@ def builder(name: str, size: tuple[int, int] = (_SIDE, _SIDE)) -> Builder | None
     return None
 
 
+def check_known(name: str) -> None:
+    """Raise NetworkError if there is no network called ``name``."""
+    if name not in PARTS and builder(name) is None:
+        raise NetworkError(f"there is no network {name}; known are {known()}")
+
+
 def build(
     name: str,
     classes: int | None = None,
@@ -150,11 +156,11 @@ def build(
         NetworkError: there is no such network, ``classes`` is not usable, or WAE cannot be built around it.
         ModuleNotFoundError: the network needs a package that is not installed.
     """
+    check_known(name)
     if name in PARTS:
         return PARTS[name]()
     make = builder(name, size)
-    if make is None:
-        raise NetworkError(f"there is no network {name}; known are {known()}")
+    assert make is not None
     try:
         number = _standard(name)[0] if classes is None else classes
         check_classes(number)

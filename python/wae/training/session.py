@@ -29,7 +29,7 @@ from wae.data.segmentation import SegmentationFolder
 from wae.errors import UsageError
 from wae.models.baselines import FullResolution
 from wae.models.network import WAENetwork
-from wae.models.registry import PARTS, NetworkError, build
+from wae.models.registry import PARTS, NetworkError, build, check_known
 from wae.progress import say
 from wae.storage.checkpoint import Input, describe, load_classifier, save_classifier
 from wae.storage.files import no_file, refuse_within, sha256, write
@@ -117,6 +117,7 @@ class Session:
             UsageError: there is no such network or device, or the settings cannot be combined.
             ValueError: network, plan and data do not fit together.
         """
+        check_known(self.plan.model)  # before all files of a large data set are listed
         with joined(self.device) as device, self._alone():
             resumes = broadcast(self.resume and self.state.exists())
             sets = self._in_order_of_weights(self._sets(console), console)

@@ -517,7 +517,7 @@ def weights(path, classes=3, network="tiny"):
             "is given, but no stage of the plan has a mimic_weight",
         ),
         (1, lambda p: ["--teacher", p / "none"], "none: there is no such file"),
-        (2, lambda p: ["--model", "vgg99"], "there is no network vgg99"),
+        (2, lambda p: ["--model", "vgg99", "--data", "nowhere"], "there is no network vgg99"),
         (1, lambda p: ["--model", "small_vgg"], "448, 512 these work: 28, 32"),
         pytest.param(
             1,
