@@ -66,6 +66,16 @@ def test_the_classes_that_lost_accuracy_and_the_speed_are_reported():
     assert "- The high body is a light CNN of 4 convolutions.\n" in text
 
 
+def test_wae_does_not_pay_if_the_original_is_faster_in_pytorch_than_deployed():
+    """Only the deployed form counted, and `--engine` may name an engine that is slower than PyTorch."""
+    of = found()
+    of["deployed"]["original"] = {**of["deployed"]["original"], "eager seconds": 0.0009}
+    assert report.summary(of) == (
+        "0.90 times as fast as the original in PyTorch, 2.0 times as fast as the original in winograd, "
+        "float32; top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here"
+    )
+
+
 def test_multiply_adds_are_compared_in_a_line():
     assert report.arithmetic(4 * 10**9, 10**9) == "multiply-adds: 4.000 G, accelerated 1.000 G"
     assert report.arithmetic(63 * 10**6, 65 * 10**6) == (
