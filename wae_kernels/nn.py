@@ -22,7 +22,14 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_wrapper
 
 from . import _load
-from .checks import FLOATING, check_inputs, check_results
+from .checks import (
+    DECODER_SHAPES,
+    ENCODER_SHAPES,
+    FLOATING,
+    SCORE_DECODER_SHAPES,
+    check_inputs,
+    check_results,
+)
 from .ops import run_decode, run_decode_scores, run_encode
 from .parameters import KERNEL_WIDTH
 from .reference import format_of, given_as, laid_out, normalize_image, read_by
@@ -49,6 +56,9 @@ _GUARDS_KEYS = torch.__version__ >= "2.14"  # 2.10 cannot compile keys(); versio
 _Layers = tuple[tuple[str, type[nn.Module], tuple[Any, ...]], ...]
 """A module's layers as its constructor makes them: name, type, geometry."""
 
+_Shapes = Mapping[str, tuple[int | str, ...]]
+"""The shapes of the parameters that an op takes, as ``checks.py`` has them."""
+
 
 def _layers(**layers: tuple[type[nn.Module], tuple[int, int]]) -> _Layers:
     """3x3 layers with padding 1 of these types and strides."""
@@ -72,8 +82,11 @@ def _upsampling(channels: int, out_channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(channels, out_channels, _KERNEL, _HALF, _PADDING, dilation=_DILATION)
 
 
-def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, ...] | None:
-    """``images``, then the layers' weights and biases; None if the layers have to be called instead."""
+def _inputs(module: nn.Module, layers: _Layers, shapes: _Shapes, *images: Tensor) -> tuple[Any, ...] | None:
+    """``images``, then the layers' weights and biases; None if the layers have to be called instead.
+
+    Their shapes may still be others than ``shapes``: see :func:`_fused`.
+    """
     methods = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.ConvTranspose2d.forward
     if any(_GLOBAL_HOOKS) or methods != _METHODS:
         return None
@@ -85,12 +98,40 @@ def _inputs(module: nn.Module, layers: _Layers, *images: Tensor) -> tuple[Any, .
         tensors = _plain_parameters(modules, layers)
         if tensors is None:
             return None
+        if compiles and not _fit(shapes, tensors):
+            return None  # the compiler would not let _fused catch an error of the op
         inputs = (*images, *tensors)
     # The op refuses meta parameters with a real image. If torch.fx is tracing the image, is_meta is no bool;
     # what is no tensor has none, and the op refuses it.
     if getattr(images[0], "is_meta", None) is True and not all(t.is_meta for t in inputs):
         return None
     return inputs
+
+
+def _fused(run: Callable[..., Any], shapes: _Shapes, inputs: tuple[Any, ...], images: int) -> Any:
+    """What an op gives for ``inputs``, the parameters after ``images`` images.
+
+    None if it does not take parameters of these shapes, of layers that were replaced by wider or narrower
+    ones: they have to be called. That is found out after a failure, because it takes time.
+    """
+    try:
+        return run(inputs)
+    except RuntimeError:
+        if _fit(shapes, inputs[images : images + len(shapes)]):
+            raise
+        return None
+
+
+def _fit(shapes: _Shapes, tensors: Sequence[Tensor]) -> bool:
+    """Whether the tensors have these shapes, with one number for each name."""
+    sizes: dict[int | str, int] = {}
+    for wanted, tensor in zip(shapes.values(), tensors, strict=True):
+        if len(wanted) != tensor.dim():
+            return False
+        for size, got in zip(wanted, tensor.shape, strict=True):
+            if got != (size if isinstance(size, int) else sizes.setdefault(size, got)):
+                return False
+    return True
 
 
 def _plain_parameters(modules: Mapping[str, Any], layers: _Layers) -> list[Any] | None:
@@ -171,17 +212,14 @@ def _overrides_functions(kind: type) -> bool:
     return kind is not Tensor and _override_of(kind) not in _NO_OVERRIDES
 
 
-def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers) -> bool:
+def _is_as_made(module: nn.Module, kind: type[nn.Module], layers: _Layers, shapes: _Shapes) -> bool:
     """Whether ``module`` computes what ``kind`` does: no hooks, and an unchanged forward and layers."""
     variables = vars(module)
     first = next(module.parameters(), None)  # None in a replica of DataParallel
-    return (
-        first is not None
-        and type(module).forward is kind.forward
-        and "forward" not in variables
-        and not any(variables[hooks] for hooks in _HOOKS)
-        and _inputs(module, layers, first) is not None
-    )
+    if first is None or type(module).forward is not kind.forward or "forward" in variables:
+        return False
+    inputs = None if any(variables[hooks] for hooks in _HOOKS) else _inputs(module, layers, shapes, first)
+    return inputs is not None and _fit(shapes, inputs[1:])
 
 
 def _dtype_of(module: Any, image: Tensor) -> torch.dtype:
@@ -231,7 +269,7 @@ class Encoder(nn.Module):
         This is so as long as the module and its layers are as the constructor made them, without hooks for
         example.
         """
-        return _is_as_made(self, Encoder, _ENCODER)
+        return _is_as_made(self, Encoder, _ENCODER, ENCODER_SHAPES)
 
     def forward(
         self,
@@ -242,14 +280,15 @@ class Encoder(nn.Module):
         memory_format: torch.memory_format | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``(low, high)`` of a (N, 3, H, W) image; see :func:`wae_kernels.encode`."""
-        inputs = _inputs(self, _ENCODER, image)
+        inputs = _inputs(self, _ENCODER, ENCODER_SHAPES, image)
         if inputs is not None:
             if dtype is not None or memory_format is not None:
                 inputs += (image_scale, image_shift, dtype, memory_format)
             elif image_scale is not None or image_shift is not None:
                 inputs += (image_scale, image_shift)  # passing two Nones would take time, too
-            results: tuple[Tensor, Tensor] = run_encode(inputs)
-            return results
+            results: tuple[Tensor, Tensor] | None = _fused(run_encode, ENCODER_SHAPES, inputs, 1)
+            if results is not None:
+                return results
         affine = {"image_scale": image_scale, "image_shift": image_shift}
         check_inputs("encode", image=image, **{n: t for n, t in affine.items() if t is not None})
         check_results(dtype, memory_format)
@@ -279,10 +318,11 @@ class Decoder(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, 3, H, W) image of ``output_size`` (H, W); see :func:`wae_kernels.decode`."""
-        inputs = _inputs(self, _DECODER, low, high)
+        inputs = _inputs(self, _DECODER, DECODER_SHAPES, low, high)
         if inputs is not None:
-            fused: Tensor = run_decode((*inputs, output_size))
-            return fused
+            fused: Tensor | None = _fused(run_decode, DECODER_SHAPES, (*inputs, output_size), 2)
+            if fused is not None:
+                return fused
         return _decoded("decode", self, low, high, output_size, self.conv1, self.conv2, self.conv3)
 
 
@@ -305,12 +345,13 @@ class ScoreDecoder(nn.Module):
     @property
     def is_fused(self) -> bool:
         """See :attr:`Encoder.is_fused`."""
-        return _is_as_made(self, ScoreDecoder, _SCORE_DECODER)
+        return _is_as_made(self, ScoreDecoder, _SCORE_DECODER, SCORE_DECODER_SHAPES)
 
     def forward(self, low: Tensor, high: Tensor, output_size: Sequence[int]) -> Tensor:
         """The (N, classes, H, W) scores of ``output_size`` (H, W); see :func:`wae_kernels.decode_scores`."""
-        inputs = _inputs(self, _SCORE_DECODER, low, high)
+        inputs = _inputs(self, _SCORE_DECODER, SCORE_DECODER_SHAPES, low, high)
         if inputs is not None:
-            fused: Tensor = run_decode_scores((*inputs, output_size))
-            return fused
+            fused: Tensor | None = _fused(run_decode_scores, SCORE_DECODER_SHAPES, (*inputs, output_size), 2)
+            if fused is not None:
+                return fused
         return _decoded("decode_scores", self, low, high, output_size, self.conv1, self.conv2)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import needs_library
+from cases import as_tuple, needs_library
 from compare import PLAIN, WINOGRAD, assert_close, tolerance
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -403,6 +403,30 @@ def test_replaced_convolution_takes_effect() -> None:
     _own_convolution(encoder.conv2)
     assert not encoder.is_fused
     assert_close(encoder(image)[0], encode_by_layers(encoder, image)[0].double(), PLAIN)
+
+
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.slow)], ids=str)
+def test_layers_of_other_widths_take_effect(compiles: bool) -> None:
+    """The op refuses their weights; the layers compute with them."""
+    encoder, wider, decoder, scores = Encoder(), Encoder(), Decoder(), ScoreDecoder(3, 3)
+    encoder.conv2, encoder.conv3 = nn.Conv2d(16, 10, 3, padding=1), nn.Conv2d(10, 16, 3, padding=1)
+    wider.low = nn.Conv2d(16, 7, 3, 2, padding=1)
+    decoder.conv1, decoder.conv2 = nn.Conv2d(16, 10, 3, padding=1), nn.Conv2d(10, 16, 3, padding=1)
+    scores.conv2 = nn.Conv2d(16, 7, 3, padding=1)
+    assert not any(module.is_fused for module in (encoder, wider, scores))
+    by_layers: Any
+    for module, by_layers, arguments in (
+        (encoder, encode_by_layers, (IMAGE,)),
+        (wider, encode_by_layers, (IMAGE,)),
+        (decoder, decode_by_layers, (HALF, HALF, [12, 13])),
+        (scores, scores_by_layers, (HALF, HALF, [12, 13])),
+    ):
+        call = torch.compile(module, backend="aot_eager", fullgraph=True) if compiles else module
+        outs, refs = as_tuple(call(*arguments)), as_tuple(by_layers(module, *arguments))
+        for out, ref in zip(outs, refs, strict=True):
+            assert_close(out, ref.double(), PLAIN)
+    with pytest.raises(RuntimeError, match="wae::encode: image must have shape"):
+        Encoder()(IMAGE[:, :2])
 
 
 class Doubled(dict[str, Any]):
