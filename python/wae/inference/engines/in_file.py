@@ -10,6 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,50 +86,123 @@ def _name_batch(proto: Any) -> None:
 
 
 def _count_without_padding(proto: Any) -> None:
-    """Make average pools that count padding (``count_include_pad``) leave it out, and scale their results.
+    """Make average pools leave out the padding that they count, and scale their results.
 
-    OpenVINO in int8 gives wrong results if the pool reads a convolution without a ReLU that another layer
-    reads too. If a pool rounds up, OpenVINO, and ONNX Runtime in int8, also count what the last window covers
-    beyond the padding, which PyTorch does not.
+    They count their own if they have ``count_include_pad``, and the zeros that a Pad puts before them. If the
+    padded numbers are those of a convolution without a ReLU that another layer reads too, OpenVINO in int8
+    gives wrong results, also with a Pad, which it joins with the pool. If a pool rounds up, OpenVINO, and
+    ONNX Runtime in int8, also count what the last window covers beyond the padding, which PyTorch does not.
     """
     import onnx
 
     graph = proto.graph
     types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     for place, node in reversed(list(enumerate(graph.node))):
-        has = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        if node.op_type != "AveragePool" or not has.get("count_include_pad"):
+        if node.op_type != "AveragePool":
             continue
-        source, (result,), pads = node.input[0], node.output, any(has["pads"])
-        sides = [dim.dim_value for dim in types[source].shape.dim[2:]] if source in types else [0]
+        has = _attributes(node)
+        source, sides, zeros = _source(graph, types, node)
+        if not has.get("count_include_pad") and not any(zeros):
+            continue
+        (result,), pads = node.output, any((*has["pads"], *zeros))
         if pads and not all(sides):  # the size depends on the numbers
             continue
         new = result if not pads else f"{result}_unscaled"
         pool = {name: value for name, value in has.items() if name != "count_include_pad"}
         if pads:
-            shares = _shares(has, sides)
-            pool |= {"ceil_mode": 0, "pads": _covered(has, sides, shares.shape[2:])}
+            shares = _shares(has, sides, zeros)
+            pool |= {"ceil_mode": 0, "pads": _covered(has, sides, zeros, shares.shape[2:])}
         node.CopyFrom(onnx.helper.make_node("AveragePool", [source], [new], node.name, **pool))
         if pads:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(types[source].elem_type)
             graph.initializer.append(onnx.numpy_helper.from_array(shares.astype(dtype), f"{result}_shares"))
             graph.node.insert(place + 1, onnx.helper.make_node("Mul", [new, f"{result}_shares"], [result]))
+    _remove_unread_pads(graph)
 
 
-def _shares(pool: Mapping[str, Any], sides: Sequence[int]) -> Any:
-    """The share of each window that is not padding, an array, for a pool with these attributes and inputs."""
+def _source(graph: Any, types: Mapping[str, Any], pool: Any) -> tuple[str, list[int], list[int]]:
+    """What ``pool`` averages: its name, its sides, and the zeros that a Pad adds before and after them.
+
+    A Pad counts as part of what is averaged if it leaves a window with nothing but zeros.
+    """
+    has = _attributes(pool)
+    for source, zeros in (_before_zeros(graph, pool.input[0]), (pool.input[0], [])):
+        sides = [dim.dim_value for dim in types[source].shape.dim[2:]] if source in types else [0]
+        if not zeros or (all(sides) and _shares(has, sides, zeros).all()):
+            break
+    return source, sides, zeros or [0] * len(has["pads"])
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    import onnx
+
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def _before_zeros(graph: Any, name: str) -> tuple[str, list[int]]:
+    """What a Pad makes ``name`` of by adding zeros, and how many: before the sides, then after them.
+
+    If no Pad does, these are ``name`` and an empty list.
+    """
+    import onnx
+
+    pad = next((node for node in graph.node if name in node.output), None)
+    if pad is None or pad.op_type != "Pad" or _attributes(pad).get("mode", b"constant") != b"constant":
+        return name, []
+    constants = {each.name: each for each in graph.initializer}
+    source, *others = pad.input  # the amounts, the value if it is not 0, and the axes if not all
+    if len(others) > 2 or any(other not in constants for other in others):
+        return name, []
+    amounts, value, *_ = [*(onnx.numpy_helper.to_array(constants[other]).tolist() for other in others), 0.0]
+    before, after = amounts[: len(amounts) // 2], amounts[len(amounts) // 2 :]
+    if value != 0 or min(amounts) < 0 or any((*before[:2], *after[:2])):
+        return name, []
+    return source, [*before[2:], *after[2:]]
+
+
+def _remove_unread_pads(graph: Any) -> None:
+    """Remove the Pads whose results nothing reads, and their constants."""
+    unread = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    unread -= {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    removed = [node for node in graph.node if unread & {*node.output}]
+    for node in removed:
+        graph.node.remove(node)
+    unread |= {name for node in removed for name in node.input[1:]}
+    unread -= {name for node in graph.node for name in node.input}
+    for values in (graph.initializer, graph.value_info):
+        for value in [each for each in values if each.name in unread]:
+            values.remove(value)
+
+
+def _shares(pool: Mapping[str, Any], sides: Sequence[int], zeros: Sequence[int]) -> Any:
+    """The share of each window that is not padding, an array.
+
+    Args:
+        pool: the attributes of the pool, as they are in ONNX.
+        sides: of its inputs, without ``zeros``.
+        zeros: that a Pad adds, before the sides and after them.
+    """
     average = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(sides)]
-    options = {"stride": pool["strides"], "padding": pool["pads"][: len(sides)]}
     ones = torch.ones(1, 1, *sides, dtype=torch.float32, device="cpu")
-    return average(ones, pool["kernel_shape"], ceil_mode=bool(pool.get("ceil_mode")), **options).numpy()
+    around = zip(reversed(zeros[: len(sides)]), reversed(zeros[len(sides) :]), strict=True)
+    return average(
+        F.pad(ones, list(chain.from_iterable(around))),
+        pool["kernel_shape"],
+        pool["strides"],
+        pool["pads"][: len(sides)],
+        bool(pool.get("ceil_mode")),
+        bool(pool.get("count_include_pad")),
+    ).numpy()
 
 
-def _covered(pool: Mapping[str, Any], sides: Sequence[int], counts: Sequence[int]) -> list[int]:
+def _covered(
+    pool: Mapping[str, Any], sides: Sequence[int], zeros: Sequence[int], counts: Sequence[int]
+) -> list[int]:
     """The padding that the windows of a pool cover, ``counts`` along each side, as ONNX's attribute ``pads``.
 
-    A pool that rounds up may have one more window in ONNX than in PyTorch.
+    A pool that rounds up may have one more window in ONNX than in PyTorch. For the rest see :func:`_shares`.
     """
-    before = pool["pads"][: len(sides)]
+    before = [own + added for own, added in zip(pool["pads"], zeros, strict=True)][: len(sides)]
     windows = zip(counts, pool["strides"], pool["kernel_shape"], sides, before, strict=True)
     after = [(count - 1) * stride + kernel - side - first for count, stride, kernel, side, first in windows]
     return [*before, *(max(0, covered) for covered in after)]

@@ -43,6 +43,27 @@ def test_average_pools_that_round(engine, up, kernel, padding):
 
 
 @pytest.mark.parametrize(
+    ("zeros", "pool", "nodes"),
+    [
+        ((0, 1, 2, 1), nn.AvgPool2d(3, 2), ["AveragePool", "Mul"]),
+        ((1, 0, 1, 0), nn.AvgPool2d((3, 2), 2, (1, 0), ceil_mode=True), ["AveragePool", "Mul"]),
+        ((3, 0, 0, 0), nn.AvgPool2d(3, 1, 1), ["Pad", "AveragePool", "Mul"]),
+        ((0, 3, 0, 0), nn.AvgPool2d(2), ["Pad", "AveragePool"]),
+        ((-1, 1, 0, 0), nn.AvgPool2d(2), ["Pad", "AveragePool"]),
+    ],
+)
+def test_average_pools_behind_zeros(zeros, pool, nodes):
+    """They become a pool that counts none, unless a window has nothing but zeros or the Pad also cuts."""
+    needs("onnxruntime")
+    network, images = nn.Sequential(nn.ZeroPad2d(zeros), pool).eval(), torch.rand(2, 3, 8, 9)
+    proto = to_onnx(network, [images], True)
+    assert [node.op_type for node in proto.graph.node] == nodes
+    assert len(proto.graph.initializer) == nodes.count("Mul") + 2 * nodes.count("Pad")
+    run = ENGINES["onnxruntime"].make(network, [images]).for_batch(2)
+    torch.testing.assert_close(run(images), network(images))
+
+
+@pytest.mark.parametrize(
     ("pool", "sides"), [(nn.AvgPool1d(3, 2, 1), (8,)), (nn.AvgPool3d((3, 2, 3), 2, (1, 0, 1)), (8, 9, 7))]
 )
 def test_average_pools_of_other_dimensions(pool, sides):
@@ -96,7 +117,7 @@ class Beside(nn.Sequential):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("pools", ["up", "signed numbers"])
+@pytest.mark.parametrize("pools", ["up", "signed numbers", "behind zeros"])
 def test_average_pools_in_int8(engine, pools):
     """ONNX Runtime halved the last row and column if a pool rounds up; OpenVINO failed with signs."""
     if reason := ENGINES[engine].why_not("cpu", "int8"):
@@ -106,7 +127,8 @@ def test_average_pools_in_int8(engine, pools):
     if pools == "up":
         network = nn.Sequential(first, nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True), last[0])
     else:
-        network = Beside(first, nn.Sequential(nn.AvgPool2d(3, 1, 1), last[0]), last[1])
+        pool = [nn.ZeroPad2d(1), nn.AvgPool2d(3, 1)] if pools == "behind zeros" else [nn.AvgPool2d(3, 1, 1)]
+        network = Beside(first, nn.Sequential(*pool, last[0]), last[1])
     images = torch.rand(24, 3, 9, 11)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("warnings.filters", [])  # about the libraries' own parts
