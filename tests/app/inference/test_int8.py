@@ -9,6 +9,7 @@ import torchvision
 from PIL import Image
 from small_networks import SIZE, needs, small_wae
 from tiny_classifier import tiny
+from torch import nn
 
 import wae
 from wae.data.input import Input
@@ -21,7 +22,7 @@ from wae.inference.calibration import CalibrationError, gather
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, EngineError, in_onnxruntime
 from wae.inference.engines.in_file import InFile
-from wae.inference.engines.int8 import movements_between
+from wae.inference.engines.int8 import movements_between, require_same
 from wae.inference.export import export
 from wae.inference.timing import Timing
 from wae.storage.checkpoint import Description
@@ -289,3 +290,12 @@ def test_layers_are_listed_by_how_much_they_moved():
     moved = movements_between(before, after)
     assert [name for name, _ in moved] == ["b", "a"]
     assert moved[0].difference == pytest.approx(0.5)
+
+
+def test_a_graph_must_agree_on_one_set_of_inputs():
+    """With unpooling two right computations may differ on some."""
+    sets = [[torch.ones(2)], [torch.zeros(2)]]
+    require_same(nn.Identity(), lambda x: x * x.max(), [*sets, [torch.full((2,), 2.0)]])
+    for wrong in (lambda x: x + 1, lambda x: x / 0, lambda x: x[:1]):
+        with pytest.raises(ValueError, match="something else"):
+            require_same(nn.Identity(), wrong, sets)

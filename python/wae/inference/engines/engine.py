@@ -188,4 +188,4 @@ def as_engine_error(what: str) -> Iterator[None]:
     except Exception as error:  # engines and exporters raise exceptions of any kind
         if full := full_disk(error):
             raise full from None
-        raise EngineError(f"{what}: {error}") from error
+        raise EngineError(f"{what}: {str(error).strip() or type(error).__name__}") from error

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wae.difference import relative_difference
-from wae.inference.precision import tolerance
 from wae.inference.programs import any_batch, exported, several
 from wae.storage.files import full_disk_named
 
@@ -265,29 +263,6 @@ def kept_folder() -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def require_same(module: nn.Module, run: Run, sets: Iterable[Sequence[Tensor]]) -> None:
-    """Raise ValueError unless ``run``, which is to be quantized, computes what ``module`` does.
-
-    In int8 an error of the exporter would look like a loss of accuracy, and a small one be accepted.
-
-    Args:
-        module: the network that was exported.
-        run: runs the exported network.
-        sets: inputs of both. They need to agree on one set: see :func:`wae.inference.agreement.other_images`.
-    """
-    for inputs in sets:
-        wanted, found = module(*(x.clone() for x in inputs)), run(*inputs)
-        pairs = [(found, wanted)] if isinstance(wanted, Tensor) else zip(found, wanted, strict=True)
-        if all(_is_near(x, y) for x, y in pairs):
-            return
-    raise ValueError("its ONNX graph computes something else than the network, so it is not quantized")
-
-
-def _is_near(found: Tensor, wanted: Tensor) -> bool:
-    most = tolerance(wanted.dtype, wanted.device)
-    return found.shape == wanted.shape and relative_difference(found, wanted) <= most
 
 
 def one_or_more(results: Sequence[Tensor]) -> Tensor | Sequence[Tensor]:

@@ -14,8 +14,8 @@ from wae.progress import track
 from wae.storage.files import temporary_folder
 
 from .engine import Engine, Prepared, Run, Samples
-from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, require_same, to_onnx
-from .int8 import ByteInput, Movement, errors_only, movements_between
+from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, to_onnx
+from .int8 import ByteInput, Movement, errors_only, movements_between, require_same
 
 
 def _prepare(

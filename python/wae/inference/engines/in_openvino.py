@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from wae.inference import signal_stack
 
 from .engine import Engine, Prepared, Run, Samples
-from .in_file import PACKAGES, InFile, kept_folder, one_or_more, require_same, to_onnx
-from .int8 import ByteInput, Movement, movements_between
+from .in_file import PACKAGES, InFile, kept_folder, one_or_more, to_onnx
+from .int8 import ByteInput, Movement, movements_between, require_same
 
 
 @signal_stack.kept()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.progress import track
 
 from .engine import Prepared, Run
-from .int8 import Movement, errors_only, movements_between
+from .int8 import Movement, errors_only, movements_between, require_same
 
 
 class InTorchAO(Prepared):
@@ -79,14 +80,35 @@ def quantized(
     # strict, because the quantizer matches a layer's parts by their source in Python, which only it records
     traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
     before = _torch_layers(traced, compared)
+    _set_norms_apart(traced)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
     observed = pt2e.quantize_pt2e.prepare_pt2e(traced, quantizer)
+    require_same(module, copy.deepcopy(observed), [inputs, *samples])  # a copy, because it observes
     for sample in track(samples, "calibrating"):
         observed(*sample)
     quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
     moved = movements_between(before, _torch_layers(quantized, compared))
     return exported(quantized, inputs, any_batch(quantized, inputs), strict=True), moved
+
+
+@torch.no_grad()
+def _set_norms_apart(module: fx.GraphModule) -> None:
+    """Put a copy between a BatchNorm and a convolution whose results or weights are also used elsewhere.
+
+    torchao folds a BatchNorm into the convolution before it, and does not see that others use it too.
+    """
+    graph = module.graph
+    for norm in graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
+        layer = norm.args[0]
+        used = [layer, *(each for each in layer.args[1:3] if isinstance(each, fx.Node))]
+        if all(len(each.users) == 1 for each in used):
+            continue
+        with graph.inserting_before(norm):
+            apart = graph.call_function(torch.ops.aten.clone.default, (layer,))
+        apart.meta["val"] = layer.meta["val"]  # without its source, by which the quantizer finds convolutions
+        norm.replace_input_with(layer, apart)
+    module.recompile()
 
 
 def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:

@@ -7,14 +7,15 @@ convolution and matrix product moved, so that a loss of accuracy can be traced t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wae.difference import relative_difference
+from wae.inference.precision import tolerance
 
 
 class Movement(NamedTuple):
@@ -42,6 +43,30 @@ def movements_between(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
         if name in after and after[name].shape == wanted.shape
     ]
     return sorted(found, key=lambda movement: -movement.difference)
+
+
+def require_same(module: nn.Module, run: Callable[..., Any], sets: Iterable[Sequence[Tensor]]) -> None:
+    """Raise ValueError unless ``run``, which is to be quantized, computes what ``module`` does.
+
+    In int8 an error of an exporter, or in joining layers, would look like a loss of accuracy, and a small one
+    be accepted.
+
+    Args:
+        module: the network.
+        run: runs the graph that was made of it.
+        sets: inputs of both. They need to agree on one set: see :func:`wae.inference.agreement.other_images`.
+    """
+    for inputs in sets:
+        wanted, found = module(*(x.clone() for x in inputs)), run(*inputs)
+        pairs = [(found, wanted)] if isinstance(wanted, Tensor) else zip(found, wanted, strict=True)
+        if all(_is_near(x, y) for x, y in pairs):
+            return
+    raise ValueError("its graph computes something else than the network, so it is not quantized")
+
+
+def _is_near(found: Tensor, wanted: Tensor) -> bool:
+    most = tolerance(wanted.dtype, wanted.device)
+    return found.shape == wanted.shape and relative_difference(found, wanted) <= most
 
 
 @contextmanager

@@ -48,5 +48,10 @@ def test_errors_name_the_engine_once():
         ENGINES["eager"].errors(),
     ):
         raise OSError("other")
+    with (
+        pytest.raises(EngineError, match=r"^eager does not run this network: AssertionError$"),
+        ENGINES["eager"].errors(),
+    ):
+        raise AssertionError  # torchao's, of some additions
     with pytest.raises(EngineError, match=r"^its own$"), ENGINES["eager"].errors():
         raise EngineError("its own")

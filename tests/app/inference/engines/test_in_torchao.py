@@ -1,0 +1,87 @@
+"""torchao's int8 computes what the network does where BatchNorms cannot be folded into convolutions."""
+
+import pytest
+import torch
+from torch import nn
+
+from wae.difference import relative_difference
+from wae.inference.engines import ENGINES, EngineError, in_torchao
+
+pytestmark = pytest.mark.slow
+
+_IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def _norm():
+    """A BatchNorm that changes its input much."""
+    norm = nn.BatchNorm2d(8)
+    nn.init.normal_(norm.weight, 2, 0.5)
+    nn.init.normal_(norm.bias, 1)
+    return norm
+
+
+class PreActivation(nn.Module):
+    """A sum reads the convolution in front of a BatchNorm, as in networks with pre-activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), _norm(), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, image):
+        x = self.first(image)
+        return x + self.second(self.norm(x).relu())
+
+
+class TwoNorms(nn.Module):
+    """Two BatchNorms read one convolution, or with ``twice`` two calls of it."""
+
+    def __init__(self, twice):
+        super().__init__()
+        self.layer, self.norms, self.twice = nn.Conv2d(3, 8, 3), nn.ModuleList([_norm(), _norm()]), twice
+
+    def forward(self, image):
+        x = self.layer(image)
+        y = self.layer(image.flip(3)) if self.twice else x
+        return self.norms[0](x) + self.norms[1](y)
+
+
+class Plain(nn.Sequential):
+    """Its BatchNorm can be folded."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3), _norm(), nn.ReLU())
+
+
+NETWORKS = {
+    "plain": Plain,
+    "pre-activation": PreActivation,
+    "two norms": lambda: TwoNorms(False),
+    "called twice": lambda: TwoNorms(True),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    if reason := ENGINES["compile"].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    return NETWORKS[request.param]().eval()
+
+
+@torch.no_grad()
+def test_norms_that_others_share_are_not_folded(network):
+    """They were folded for all: results were wrong by a third and more."""
+    program, moved = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
+    assert relative_difference(program.module()(_IMAGES), network(_IMAGES)) < 0.03
+    assert moved
+    norms = [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
+    kept = sum(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+    assert len(norms) == (0 if isinstance(network, Plain) else kept)
+
+
+def test_a_graph_that_computes_something_else_is_not_quantized(network, monkeypatch):
+    if isinstance(network, Plain):
+        pytest.skip("it is folded rightly")
+    monkeypatch.setattr(in_torchao, "_set_norms_apart", lambda module: None)
+    with pytest.raises(EngineError, match=r"compile does not run .*computes something else than the network"):
+        ENGINES["compile"].make(network, [_IMAGES[:1]], "int8", [[_IMAGES]], [_IMAGES])
