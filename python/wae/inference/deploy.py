@@ -38,20 +38,23 @@ from .agreement import (
     other_number,
     require_equal_once,
     require_no_drop,
+    require_simulated,
     scores_of,
 )
 from .arguments import check_arguments, check_number, example_images, first_parameter
+from .batches import filled
 from .calibration import STEP, Calibration, CalibrationError, Source, gather
 from .deployed import Deployed
 from .encoder_int8 import hand_bytes_over, put_where_faster
 from .engines import ENGINES, Engine, EngineError
+from .engines.int8 import listed
 from .folding import fold
 from .front import End, Front, before_end, in_front, whole
 from .precision import DTYPES, NAMES, dtype_of, name_of, tolerance
 from .timing import interleaved, synchronize_for
 from .undisturbed import undisturbed
 
-_COMPARED = 8  # images on which the layers of an int8 network are compared
+_COMPARED = 8  # images on which an int8 network and its layers are compared
 
 _AS_FAR = 2.0
 """In int8 scores may be this many times as far from the model's for one number of images as for another."""
@@ -353,6 +356,19 @@ def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:
     if task.calibration is not None:
         deployed.report = _report(task, deployed, encoder)
         require_no_drop(f"{what} in {precision}", deployed.report)
+    if precision == "int8" and task.dependence <= usual:
+        _check_kernels(task, deployed)
+
+
+def _check_kernels(task: _Task, deployed: Deployed) -> None:
+    """Compare what an int8 network's kernels compute with its simulation: see :func:`require_simulated`."""
+    assert task.calibration is not None
+    assert deployed._prepared.simulation is not None
+    images = task.calibration.held_out[: min(_COMPARED, deployed.batch)]
+    inputs = deployed._front(filled(images, deployed.batch))
+    with deployed._engine.errors():
+        results = listed(deployed._run(*inputs))
+    require_simulated(deployed.engine, results, len(images), deployed._prepared.simulation)
 
 
 def _require_scores(
@@ -375,5 +391,6 @@ def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[st
     }
     if deployed.precision == "int8":
         report["encoder"] = encoder
-        report["layers"] = [list(movement) for movement in deployed._prepared.movements]
+        simulation = deployed._prepared.simulation
+        report["layers"] = [list(movement) for movement in (simulation.movements if simulation else ())]
     return report

@@ -222,7 +222,7 @@ def _as(dtype: torch.dtype, images: Tensor) -> Tensor:
     return converted
 
 
-def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[Movement]]:
+def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, Sequence[Movement]]:
     """The ONNX file ``content`` quantized to int8, and how far its layers moved.
 
     The file may be for ``batch`` images only, so the last batch is padded with the first images.
@@ -232,8 +232,8 @@ def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, list[Mo
     with temporary_folder() as folder:
         path = folder / "network.onnx"
         path.write_bytes(content)
-        movements = in_onnxruntime.quantize(path, samples, samples[0])
-        return path.read_bytes(), movements
+        simulation = in_onnxruntime.quantize(path, samples, samples[0])
+        return path.read_bytes(), simulation.movements
 
 
 class _FromImages(nn.Module):

@@ -20,9 +20,9 @@ from wae.inference import export as exporting
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError, gather
 from wae.inference.deploy import deploy
-from wae.inference.engines import ENGINES, EngineError, in_onnxruntime
+from wae.inference.engines import ENGINES, Engine, EngineError, in_onnxruntime
 from wae.inference.engines.in_file import InFile
-from wae.inference.engines.int8 import movements_between, require_same
+from wae.inference.engines.int8 import Simulation, movements_between, require_same
 from wae.inference.export import export
 from wae.inference.timing import Timing
 from wae.storage.checkpoint import Description
@@ -96,6 +96,22 @@ def test_too_large_a_drop_is_refused_and_names_the_layers(engine, separable):
         int8(separable, engine, data, max_drop=-1.0)
 
 
+@pytest.mark.parametrize("engine", INT8)
+def test_kernels_that_compute_something_else_than_the_quantized_network_are_refused(
+    engine, separable, monkeypatch
+):
+    """Also if no class changes, so that max_drop does not see it."""
+    opened = Engine.open
+
+    def open(*given):
+        run = opened(*given)
+        return lambda *inputs: 1.3 * run(*inputs)
+
+    monkeypatch.setattr(Engine, "open", open)
+    with pytest.raises(DisagreementError, match=rf"{engine}'s int8 kernels .* by 0\.[23].* only by 0\.0"):
+        int8(separable, engine, images(64))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", INT8)
 def test_every_layer_of_a_resnet_is_near_float32_in_int8(engine):
@@ -135,7 +151,8 @@ def test_an_int8_onnx_file_runs_in_other_runtimes(separable, tmp_path):
 def test_a_file_takes_its_scales_from_every_image(count, batch, monkeypatch):
     """Even if its batch is larger than the number of images."""
     given = []
-    monkeypatch.setattr(in_onnxruntime, "quantize", lambda path, samples, _: given.extend(samples) or [])
+    nothing = Simulation((), (), ())
+    monkeypatch.setattr(in_onnxruntime, "quantize", lambda path, samples, _: given.extend(samples) or nothing)
     data = torch.arange(count).view(count, 1, 1, 1)
     exporting._in_int8(b"", data, batch)
     assert {len(part) for (part,) in given} == {batch}

@@ -19,7 +19,7 @@ from wae.inference import precision
 from wae.storage.files import full_disk
 from wae_kernels import backends
 
-from .int8 import ByteInput, Movement
+from .int8 import ByteInput, Simulation
 
 Run = Callable[..., Any]
 """Takes the module's inputs and returns what the module returns: one tensor or several."""
@@ -35,8 +35,8 @@ class EngineError(WaeError, RuntimeError):
 class Prepared(ABC):
     """A network in the form that an engine runs."""
 
-    movements: Sequence[Movement] = ()
-    """In int8: how far each layer's results moved, the largest movement first."""
+    simulation: Simulation | None = None
+    """Of an int8 network: what it should compute of the inputs on which it was compared."""
 
     @abstractmethod
     def for_batch(self, batch: int | None) -> Run:
@@ -130,7 +130,7 @@ class Engine:
             inputs: the network is prepared for their dtypes, shapes and memory formats.
             wanted: the precision to compute in; None for the dtype of the inputs.
             samples: batches of inputs that give the scales of int8.
-            compared: inputs on which the int8 layers are compared with the module's.
+            compared: inputs on which the int8 network is compared with the module.
 
         Raises:
             EngineError: the engine is not installed, does not run on the inputs' device or in this

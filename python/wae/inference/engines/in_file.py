@@ -22,7 +22,7 @@ from wae.inference.programs import any_batch, exported, several
 from wae.storage.files import full_disk_named
 
 from .engine import EngineError, Prepared, Run
-from .int8 import ByteInput, Movement
+from .int8 import ByteInput, Simulation
 
 PACKAGES = {"onnx": "onnx", "onnxscript": "onnxscript"}
 """The modules that :func:`to_onnx` imports, mapped to the names that pip installs."""
@@ -214,7 +214,7 @@ class InFile(Prepared):
         open: takes the folder, the number of images (None for any number), and whether the engine may store
             compiled code in the folder; returns a runner.
         take_bytes: changes the file in the folder; see :meth:`Prepared.take_bytes`.
-        movements: see :class:`Prepared`.
+        simulation: see :class:`Prepared`.
         temporary: whether the folder is removed together with this object.
     """
 
@@ -223,10 +223,10 @@ class InFile(Prepared):
         folder: Path,
         open: Callable[[Path, int | None, bool], Run],
         take_bytes: Callable[[Path], Sequence[ByteInput]] = lambda folder: (),
-        movements: Sequence[Movement] = (),
+        simulation: Simulation | None = None,
         temporary: bool = False,
     ) -> None:
-        self._folder, self._open, self.movements = folder, open, movements
+        self._folder, self._open, self.simulation = folder, open, simulation
         self._take_bytes = take_bytes
         self._temporary = temporary
         if temporary:

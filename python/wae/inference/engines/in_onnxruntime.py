@@ -15,7 +15,7 @@ from wae.storage.files import temporary_folder
 
 from .engine import Engine, Prepared, Run, Samples
 from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, to_onnx
-from .int8 import ByteInput, Movement, errors_only, movements_between, require_same
+from .int8 import ByteInput, Simulation, errors_only, movements_between, require_same
 
 
 def _prepare(
@@ -25,11 +25,11 @@ def _prepare(
     with kept_folder() as folder:
         path = folder / "network.onnx"
         path.write_bytes(network)
-        movements: Sequence[Movement] = ()
+        simulation = None
         if wanted == "int8":
             require_same(module, onnx_session(path), [inputs, *samples])
-            movements = quantize(path, samples, compared)
-        return InFile(folder, _open, _take_bytes, movements, temporary=True)
+            simulation = quantize(path, samples, compared)
+        return InFile(folder, _open, _take_bytes, simulation, temporary=True)
 
 
 def _open(folder: Path, batch: int | None, keep: bool) -> Run:
@@ -77,18 +77,16 @@ class _Reader:
         return dict(zip(self._names, arrays, strict=True))
 
 
-def quantize(
-    path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor] = ()
-) -> list[Movement]:
+def quantize(path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor]) -> Simulation:
     """Quantize the ONNX file at ``path`` to int8, in QDQ format, by ONNX Runtime's static quantization.
 
     Args:
         path: the float32 model; it is replaced.
         samples: batches of the model's inputs that give the scales.
-        compared: inputs on which the layers of both models are compared.
+        compared: inputs on which both models are compared.
 
     Returns:
-        How far each layer moved on ``compared``, the largest movement first; empty without ``compared``.
+        What the quantized model computes of ``compared``.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -109,9 +107,9 @@ def quantize(
             # without VNNI the CPU adds pairs of products in 16 bits, which 8-bit weights could overflow
             reduce_range=not precision.native("int8", torch.device("cpu")),
         )
-        moved = _moved(prepared, quantized, compared) if compared else []
+        simulation = _simulation(prepared, quantized, compared)
         path.write_bytes(quantized.read_bytes())
-    return moved
+    return simulation
 
 
 def _take_bytes(folder: Path) -> Sequence[ByteInput]:
@@ -146,25 +144,25 @@ def _take_bytes(folder: Path) -> Sequence[ByteInput]:
 _ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def _moved(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> list[Movement]:
+def _simulation(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> Simulation:
     # In int8 a layer before a ReLU has the name of the ReLU's result, but negative values are cut only later.
-    before = _onnx_results(prepared, inputs, _ONNX_LAYERS)
-    rectified = _onnx_results(prepared, inputs, ("Relu",))
-    after = _onnx_results(quantized, inputs, _ONNX_LAYERS)
+    before, exact = _onnx_results(prepared, inputs, _ONNX_LAYERS)
+    rectified, _ = _onnx_results(prepared, inputs, ("Relu",))
+    after, results = _onnx_results(quantized, inputs, _ONNX_LAYERS)
     after = {name: x.relu() if name in rectified else x for name, x in after.items()}
-    return movements_between(before | rectified, after)
+    return Simulation(movements_between(before | rectified, after), exact, results)
 
 
-def _onnx_results(path: Path, inputs: Sequence[Tensor], kinds: Sequence[str]) -> dict[str, Tensor]:
-    """The results of all nodes of these ``kinds``, by name."""
+def _onnx_results(
+    path: Path, inputs: Sequence[Tensor], kinds: Sequence[str]
+) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+    """The results of all nodes of these ``kinds``, by name, and the model's."""
     import onnx
     import onnxruntime
 
     model = onnx.load(path)
     names = [node.output[0] for node in model.graph.node if node.op_type in kinds]
-    if not names:
-        return {}  # asked for no results, the session returns the network's
-    known = {output.name for output in model.graph.output}
+    known = [output.name for output in model.graph.output]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -173,7 +171,9 @@ def _onnx_results(path: Path, inputs: Sequence[Tensor], kinds: Sequence[str]) ->
     )
     arrays = [x.contiguous().numpy() for x in inputs]
     feeds = dict(zip((node.name for node in session.get_inputs()), arrays, strict=True))
-    return {name: torch.from_numpy(x) for name, x in zip(names, session.run(names, feeds), strict=True)}
+    wanted = [*dict.fromkeys((*known, *names))]
+    found = dict(zip(wanted, map(torch.from_numpy, session.run(wanted, feeds)), strict=True))
+    return {name: found[name] for name in names}, [found[name] for name in known]
 
 
 ONNXRUNTIME = Engine(

@@ -18,7 +18,7 @@ from wae.inference import signal_stack
 
 from .engine import Engine, Prepared, Run, Samples
 from .in_file import PACKAGES, InFile, kept_folder, one_or_more, to_onnx
-from .int8 import ByteInput, Movement, movements_between, require_same
+from .int8 import ByteInput, Simulation, movements_between, require_same
 
 
 @signal_stack.kept()
@@ -28,14 +28,14 @@ def _prepare(
     import openvino
 
     model = openvino.Core().read_model(to_onnx(module, inputs, True).SerializeToString())
-    movements: Sequence[Movement] = ()
+    simulation = None
     if wanted == "int8":
         require_same(module, _runner(model), [inputs, *samples])
-        model, movements = _quantized(model, samples, compared)
+        model, simulation = _quantized(model, samples, compared)
     with kept_folder() as folder:
         openvino.save_model(model, folder / "network.xml", compress_to_fp16=False)
         opened = partial(_open, wanted)
-        return InFile(folder, opened, _take_bytes, movements, temporary=True)
+        return InFile(folder, opened, _take_bytes, simulation, temporary=True)
 
 
 @signal_stack.kept()
@@ -105,8 +105,8 @@ def _runner(model: Any) -> Run:
 
 def _quantized(
     model: Any, samples: Sequence[Sequence[Tensor]], compared: Sequence[Tensor]
-) -> tuple[Any, list[Movement]]:
-    """``model``, an ``openvino.Model``, in int8 by NNCF's post-training quantization, and its movements."""
+) -> tuple[Any, Simulation]:
+    """``model``, an ``openvino.Model``, in int8 by NNCF's post-training quantization, and its simulation."""
     terminal = sys.stderr if sys.stderr.isatty() else io.StringIO()
     with contextlib.redirect_stdout(terminal):  # NNCF prints its progress bars to stdout
         import nncf
@@ -114,8 +114,8 @@ def _quantized(
         nncf.set_log_level(logging.ERROR)
         data = nncf.Dataset([[x.contiguous().numpy() for x in sample] for sample in samples])
         quantized = nncf.quantize(model, data, subset_size=len(samples))
-    before, after = (_layers(network, compared) for network in (model, quantized))
-    return quantized, movements_between(before, after)
+    (before, exact), (after, results) = (_layers(network, compared) for network in (model, quantized))
+    return quantized, Simulation(movements_between(before, after), exact, results)
 
 
 _NEAR = 1e-3  # of a step: a lower limit this close to the byte -128 counts as that byte
@@ -169,11 +169,11 @@ def _bytes_of(step: Any) -> ByteInput | None:
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 
 
-def _layers(model: Any, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The results of the model's convolutions and matrix products, bias included, by name."""
+def _layers(model: Any, inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+    """The results of convolutions and matrix products, bias included, by name; and those of the model."""
     import openvino
 
-    model = model.clone()
+    outputs, model = len(model.outputs), model.clone()
     layers = [op for op in model.get_ops() if op.get_type_name() in _LAYERS]
     ports = [_with_bias(op).output(0) for op in layers]
     model.add_outputs(ports)  # a port that is an output already stays one
@@ -182,16 +182,13 @@ def _layers(model: Any, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
     request.infer([x.contiguous().numpy() for x in inputs])
-    results = {
-        result.input_value(0).get_node().get_friendly_name(): request.get_output_tensor(number).data
-        for number, result in enumerate(model.results)
-    }
+    numbers = [torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(len(model.results))]
+    names = (result.input_value(0).get_node().get_friendly_name() for result in model.results)
+    by_name = dict(zip(names, numbers, strict=True))
     return {
-        op.get_friendly_name().removesuffix("/WithoutBiases"): torch.from_numpy(
-            results[port.get_node().get_friendly_name()].copy()
-        )
+        op.get_friendly_name().removesuffix("/WithoutBiases"): by_name[port.get_node().get_friendly_name()]
         for op, port in zip(layers, ports, strict=True)
-    }
+    }, numbers[:outputs]
 
 
 def _with_bias(op: Any) -> Any:

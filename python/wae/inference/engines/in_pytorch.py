@@ -115,8 +115,7 @@ def _prepared_by(
         module: nn.Module, inputs: Sequence[Tensor], wanted: str, samples: Samples, compared: Sequence[Tensor]
     ) -> Prepared:
         if wanted == "int8":
-            program, movements = in_torchao.quantized(module, inputs, samples, compared)
-            return in_torchao.InTorchAO(program, movements)
+            return in_torchao.InTorchAO(*in_torchao.quantized(module, inputs, samples, compared))
         return InPyTorch(module, inputs, compile, packs)
 
     return prepare

@@ -16,14 +16,14 @@ from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.progress import track
 
 from .engine import Prepared, Run
-from .int8 import Movement, errors_only, movements_between, require_same
+from .int8 import Simulation, errors_only, listed, movements_between, require_same
 
 
 class InTorchAO(Prepared):
     """An int8 network from torchao. Its lowered form is for one batch size, and runs others in chunks."""
 
-    def __init__(self, program: torch.export.ExportedProgram, movements: Sequence[Movement]) -> None:
-        self._program, self.movements = program, movements
+    def __init__(self, program: torch.export.ExportedProgram, simulation: Simulation | None = None) -> None:
+        self._program, self.simulation = program, simulation
         self._batch: int = 0
         self._run: Run | None = None
 
@@ -44,7 +44,7 @@ class InTorchAO(Prepared):
 def load(folder: Path, batch: int, computed: str) -> Prepared:
     """Load what :meth:`InTorchAO.save` wrote into ``folder``."""
     _import()  # registers its operators
-    return InTorchAO(torch.export.load(folder / "network.pt2"), ())
+    return InTorchAO(torch.export.load(folder / "network.pt2"))
 
 
 def _import() -> Any:
@@ -62,24 +62,24 @@ def quantized(
     inputs: Sequence[Tensor],
     samples: Sequence[Sequence[Tensor]],
     compared: Sequence[Tensor],
-) -> tuple[torch.export.ExportedProgram, list[Movement]]:
+) -> tuple[torch.export.ExportedProgram, Simulation]:
     """Quantize ``module`` to int8 for Inductor's x86 kernels by torchao's PT2E, for any number of images.
 
     Args:
         module: in evaluation mode.
         inputs: example inputs.
         samples: batches of inputs that give the scales.
-        compared: inputs on which the layers of both networks are compared.
+        compared: inputs on which both networks are compared.
 
     Returns:
-        The quantized program, and how far each layer moved on ``compared``, the largest movement first.
+        The quantized program, and what it computes of ``compared``.
     """
     pt2e = _import()
     x86 = pt2e.quantizer.x86_inductor_quantizer
     shapes, inputs = any_batch(module, inputs), several(inputs)
     # strict, because the quantizer matches a layer's parts by their source in Python, which only it records
     traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
-    before = _torch_layers(traced, compared)
+    before, exact = _torch_layers(traced, compared)
     _set_norms_apart(traced)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
@@ -88,8 +88,9 @@ def quantized(
     for sample in track(samples, "calibrating"):
         observed(*sample)
     quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
-    moved = movements_between(before, _torch_layers(quantized, compared))
-    return exported(quantized, inputs, any_batch(quantized, inputs), strict=True), moved
+    after, results = _torch_layers(quantized, compared)
+    simulation = Simulation(movements_between(before, after), exact, results)
+    return exported(quantized, inputs, any_batch(quantized, inputs), strict=True), simulation
 
 
 @torch.no_grad()
@@ -142,7 +143,10 @@ class _Layers(fx.Interpreter):
         return result
 
 
-def _torch_layers(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+def _torch_layers(
+    module: fx.GraphModule, inputs: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+    """The results of the layers, by name, and the network's."""
     layers = _Layers(module)
-    layers.run(*(x.clone() for x in inputs))  # cloned because a network may change its input
-    return layers.kept
+    results = layers.run(*(x.clone() for x in inputs))  # cloned because a network may change its input
+    return layers.kept, listed(results)

@@ -26,6 +26,17 @@ class Movement(NamedTuple):
     """The norm of the difference over the norm of the float32 results."""
 
 
+class Simulation(NamedTuple):
+    """An int8 network computed in float32, with numbers rounded as in int8, on a few inputs."""
+
+    movements: Sequence[Movement]
+    """How far the layers' results moved, the largest movement first."""
+    exact: Sequence[Tensor]
+    """The float32 network's results."""
+    results: Sequence[Tensor]
+    """The int8 network's."""
+
+
 class ByteInput(NamedTuple):
     """An input of bytes, in which the byte b stands for (b - zero_point) * scale."""
 
@@ -33,6 +44,11 @@ class ByteInput(NamedTuple):
     zero_point: int
     dtype: torch.dtype
     """uint8 or int8."""
+
+
+def listed(results: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a network returned, one tensor or several, as a sequence."""
+    return [results] if isinstance(results, Tensor) else results
 
 
 def movements_between(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Movement]:

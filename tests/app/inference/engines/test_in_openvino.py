@@ -26,7 +26,7 @@ def test_layers_end_before_the_sum_with_a_shortcut():
 
     model = openvino.Model([opset13.relu(opset13.add(layer(2, 1, "a"), layer(3, -1, "b")))], [x])
     image = torch.arange(9.0).view(1, 1, 3, 3)
-    found = in_openvino._layers(model, [image])
+    found, _ = in_openvino._layers(model, [image])
     assert set(found) == {"a", "b"}
     torch.testing.assert_close(found["a"], 2 * image + 1)
     torch.testing.assert_close(found["b"], 3 * image - 1)

@@ -71,9 +71,11 @@ def network(request):
 @torch.no_grad()
 def test_norms_that_others_share_are_not_folded(network):
     """They were folded for all: results were wrong by a third and more."""
-    program, moved = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
+    program, simulation = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
     assert relative_difference(program.module()(_IMAGES), network(_IMAGES)) < 0.03
-    assert moved
+    assert simulation.movements
+    assert torch.equal(simulation.exact[0], network(_IMAGES))
+    assert torch.equal(simulation.results[0], program.module()(_IMAGES))
     norms = [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
     kept = sum(isinstance(part, nn.BatchNorm2d) for part in network.modules())
     assert len(norms) == (0 if isinstance(network, Plain) else kept)
