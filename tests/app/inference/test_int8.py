@@ -316,3 +316,10 @@ def test_a_graph_must_agree_on_one_set_of_inputs():
     for wrong in (lambda x: x + 1, lambda x: x / 0, lambda x: x[:1]):
         with pytest.raises(ValueError, match="something else"):
             require_same(nn.Identity(), wrong, sets)
+
+
+def test_the_inputs_on_which_a_graph_is_compared_stay_as_they_are():
+    """In torchao a network could change them, before they gave the scales."""
+    inputs = [torch.ones(2)]
+    require_same(lambda x: x.mul_(2), lambda x: x.mul_(2), [inputs])
+    assert inputs[0].tolist() == [1, 1]

@@ -73,7 +73,8 @@ def require_same(module: nn.Module, run: Callable[..., Any], sets: Iterable[Sequ
         sets: inputs of both. They need to agree on one set: see :func:`wae.inference.agreement.other_images`.
     """
     for inputs in sets:
-        wanted, found = module(*(x.clone() for x in inputs)), run(*inputs)
+        # cloned because a network may change its input, which may give the scales later
+        wanted, found = (call(*(x.clone() for x in inputs)) for call in (module, run))
         pairs = [(found, wanted)] if isinstance(wanted, Tensor) else zip(found, wanted, strict=True)
         if all(_is_near(x, y) for x, y in pairs):
             return
