@@ -146,7 +146,7 @@ def deploy(
             does not accept the model; or a hook on a WAE network itself changes its scores.
         DisagreementError: the result does not compute what ``model`` does, for ``batch`` images or for
             another number of them; or its drop is too large, and the message names the layers that moved
-            most.
+            most; or int8 kernels are much farther from ``model`` than the quantized network.
     """
     model = unwrapped(model)
     check_arguments(model, size, batch)
