@@ -391,6 +391,6 @@ def _report(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> dict[st
     }
     if deployed.precision == "int8":
         report["encoder"] = encoder
-        simulation = deployed._prepared.simulation
-        report["layers"] = [list(movement) for movement in (simulation.movements if simulation else ())]
+        assert deployed._prepared.simulation is not None
+        report["layers"] = [list(movement) for movement in deployed._prepared.simulation.movements]
     return report

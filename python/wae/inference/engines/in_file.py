@@ -138,9 +138,9 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _before_zeros(graph: Any, name: str) -> tuple[str, list[int]]:
-    """What a Pad makes ``name`` of by adding zeros, and how many: before the sides, then after them.
+    """The input of the Pad that makes ``name`` by adding zeros; how many before the sides, then after them.
 
-    If no Pad does, these are ``name`` and an empty list.
+    If there is no such Pad, ``name`` and an empty list.
     """
     import onnx
 

@@ -95,9 +95,9 @@ def quantized(
 
 @torch.no_grad()
 def _set_norms_apart(module: fx.GraphModule) -> None:
-    """Put a copy between a BatchNorm and a convolution whose results or weights are also used elsewhere.
+    """Put a copy between a BatchNorm and the layer before it if that or its weights are also used elsewhere.
 
-    torchao folds a BatchNorm into the convolution before it, and does not see that others use it too.
+    torchao folds a BatchNorm into a convolution before it, and does not see that others use that too.
     """
     graph = module.graph
     for norm in graph.find_nodes(op="call_function", target=torch.ops.aten.batch_norm.default):
