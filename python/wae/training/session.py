@@ -117,7 +117,8 @@ class Session:
             UsageError: there is no such network or device, or the settings cannot be combined.
             ValueError: network, plan and data do not fit together.
         """
-        check_known(self.plan.model)  # before all files of a large data set are listed
+        if self.original is None:  # else its file says which networks there are
+            check_known(self.plan.model)  # before all files of a large data set are listed
         with joined(self.device) as device, self._alone():
             resumes = broadcast(self.resume and self.state.exists())
             sets = self._in_order_of_weights(self._sets(console), console)

@@ -522,5 +522,5 @@ def test_the_fingerprint_depends_on_offset_and_length_of_images(tmp_path, name, 
 
 
 def test_training_from_shards_needs_a_plan(pattern, tmp_path, capsys):
-    assert cli.main(["train", "--data", pattern, "-o", str(tmp_path / "out")]) == 1
+    assert cli.main(["train", "--data", pattern, "-o", str(tmp_path / "out")]) == 2
     assert "name one with --plan" in capsys.readouterr().err
