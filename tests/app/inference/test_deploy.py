@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from unittest import TestCase
 
@@ -18,6 +19,7 @@ from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, Engine, EngineError
 from wae.inference.engines.in_pytorch import InPyTorch
+from wae.inference.engines.int8 import Simulation
 from wae.inference.precision import DTYPES
 from wae.models.baselines import FullResolution
 
@@ -142,12 +144,18 @@ def test_auto_logs_no_warning_about_emulated_precisions(model, monkeypatch):
 
 def scripted(monkeypatch, precisions=tuple(DTYPES), **engines):
     """Put engines in place of the real ones, by name: each is a function from the module to what runs."""
+
+    def prepare(make, module, inputs, *_):
+        prepared = InPyTorch(module, inputs, lambda m, *_: make(m))
+        prepared.simulation = Simulation((), (), ())  # without layers; no test here reads its results
+        return prepared
+
     made = {
         name: Engine(
             name,
             ("cpu",),
             {},
-            lambda module, inputs, *_, make=make: InPyTorch(module, inputs, lambda m, *_: make(m)),
+            partial(prepare, make),
             precisions=precisions,
         )
         for name, make in engines.items()
