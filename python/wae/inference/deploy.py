@@ -356,8 +356,10 @@ def _check(task: _Task, deployed: Deployed, encoder: dict[str, Any]) -> None:
     if task.calibration is not None:
         deployed.report = _report(task, deployed, encoder)
         require_no_drop(f"{what} in {precision}", deployed.report)
-    if precision == "int8" and task.dependence <= usual:
-        _check_kernels(task, deployed)
+    if precision == "int8":
+        if task.dependence <= usual:
+            _check_kernels(task, deployed)
+        deployed._prepared.simulation = None  # of no more use, and large if pixels have scores
 
 
 def _check_kernels(task: _Task, deployed: Deployed) -> None:

@@ -67,6 +67,7 @@ def test_int8_predicts_the_models_classes(engine, separable):
         labels = separable(data).argmax(1)
     deployed = int8(separable, engine, [(data[:20], labels[:20]), (data[20:], labels[20:])], max_drop=0.1)
     assert deployed.precision == "int8"
+    assert deployed._prepared.simulation is None  # which would keep its results in memory
     report = json.loads(json.dumps(deployed.report))
     assert report["calibration_images"] == 16
     assert report["checked_images"] == 32

@@ -36,7 +36,7 @@ class Prepared(ABC):
     """A network in the form that an engine runs."""
 
     simulation: Simulation | None = None
-    """Of an int8 network: what it should compute of the inputs on which it was compared."""
+    """Of an int8 network until it is checked: what it should compute of the inputs it is compared on."""
 
     @abstractmethod
     def for_batch(self, batch: int | None) -> Run:
