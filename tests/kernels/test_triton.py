@@ -266,8 +266,13 @@ class TestInterpreted:
         monkeypatch.setattr(stored, "candidates", lambda _: [Tile(64, 8, 1, 1), Tile(64, 8, 1, 2)])
         arguments = (image_of(1, 2, 2), *encoder())
         assert wae_triton.tune("encode", *arguments, measure=measure) == seen[-1] == Tile(64, 8, 1, 2)
-        chosen = launch.launch_encode(arguments[0], EncoderParameters(*arguments[1:])).plan.tile
-        assert chosen == seen[-1]
+        call = arguments[0], EncoderParameters(*arguments[1:])
+        assert launch.launch_encode(*call).plan.tile == seen[-1]
+        monkeypatch.setattr(stored, "candidates", lambda _: [Tile(64, 8, 1, 2), Tile(64, 8, 1, 1)])
+        in_half = (*arguments, None, None, torch.float16)  # as inside autocast
+        wae_triton.tune("encode", *in_half, measure=measure)
+        assert launch.launch_encode(*call, dtype=torch.float16).plan.tile == seen[-1] == Tile(64, 8, 1, 1)
+        assert launch.launch_encode(*call).plan.tile == Tile(64, 8, 1, 2)
         halves = [image_of(1, 1, 1, torch.float16) for _ in range(2)]  # with float32 parameters
         wae_triton.tune("decode", *halves, *decoder(), (2, 2), measure=measure)
         assert launch.launch_decode(*halves, DecoderParameters(*decoder()), (2, 2)).plan.tile == seen[-1]
@@ -299,6 +304,8 @@ class TestInterpreted:
             wae_triton.tune("encode", image_of(0, 2, 2), *encoder())
         with pytest.raises(ValueError, match="width 8"):
             wae_triton.tune("decode", image_of(1, 1, 1), image_of(1, 1, 1), *decoder(width=8), (2, 2))
+        with pytest.raises(ValueError, match=r"and results in torch\.float64"):
+            wae_triton.tune("encode", image_of(1, 2, 2), *encoder(), None, None, torch.float64)
 
 
 # ------------------------------------------------------------------------------------------- compiled code

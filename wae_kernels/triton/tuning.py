@@ -17,10 +17,15 @@ from .plan import Tile
 
 @one_by_one
 def _encode_subject(
-    image: Any, parameters: EncoderParameters, image_scale: Any = None, image_shift: Any = None
+    image: Any,
+    parameters: EncoderParameters,
+    image_scale: Any = None,
+    image_shift: Any = None,
+    dtype: torch.dtype | None = None,
+    memory_format: Any = None,
 ) -> tuple[Any, Parameters, torch.dtype]:
     """The full-resolution shape, the parameters and the dtype of the results of a call of ``wae::encode``."""
-    return image.shape, parameters, parameters.conv1_weight.dtype
+    return image.shape, parameters, dtype or parameters.conv1_weight.dtype
 
 
 @one_by_one
@@ -47,7 +52,7 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
 
     Raises:
         ValueError: ``op`` is neither, or there is nothing to tune: no image, or no kernel for these
-        parameters.
+            parameters and results.
     """
     if op not in _OPS:
         raise ValueError(f"op must be encode or decode, got {op!r}")
@@ -55,10 +60,12 @@ def tune(op: str, *args: Any, measure: Callable[[Callable[[], object]], float] |
     function(*args)  # checks them
     shape, parameters, results = subject(*args)
     weight, width = parameters.conv1_weight, width_of(parameters)
-    if shape[0] == 0 or not launch.has_kernel(weight.device, weight.dtype, width):
+    has_kernel = launch.has_kernel(weight.device, weight.dtype, width) and results in launch.DTYPES
+    if shape[0] == 0 or not has_kernel:
         raise ValueError(
-            f"tune needs at least one image, and parameters that {op}_triton has a kernel for; "
-            f"got {shape[0]} images, and {weight.dtype} parameters of width {width} on {weight.device}"
+            f"tune needs at least one image, and parameters and results that {op} has a kernel for; got "
+            f"{shape[0]} images, {weight.dtype} parameters of width {width} on {weight.device}, and results "
+            f"in {results}"
         )
     time = measure or triton.testing.do_bench
     precision = launch.precision_of(launch.compute_dtype(weight.dtype, results))
