@@ -354,25 +354,28 @@ def without_library(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_without_library_one_warning_at_first_use(without_library: Path) -> None:
-    result = run([sys.executable, "-c", FIRST_USE], without_library)
+def warning_at_first_use(folder: Path) -> str:
+    """The only warning, which the import does not raise yet."""
+    result = run([sys.executable, "-c", FIRST_USE], folder)
     first, *warnings = result.stdout.splitlines()
     assert first == "imported with 0 warnings", result.stdout
     assert len(warnings) == 1, result.stdout
-    assert warnings[0].startswith("RuntimeWarning wae_kernels runs on plain PyTorch operators")
-    assert "it was not built" in warnings[0]
-    assert "pip install -e ." in warnings[0]
+    return warnings[0]
+
+
+def test_without_library_one_warning_at_first_use(without_library: Path) -> None:
+    warning = warning_at_first_use(without_library)
+    assert warning.startswith("RuntimeWarning wae_kernels runs on plain PyTorch operators")
+    assert "it was not built" in warning
+    assert "pip install -e ." in warning
 
 
 @pytest.mark.slow
 def test_with_a_damaged_library_one_warning_at_first_use(without_library: Path) -> None:
     (without_library / "wae_kernels" / "_C.abi3.so").write_bytes(b"not a library")
-    result = run([sys.executable, "-c", FIRST_USE], without_library)
-    first, *warnings = result.stdout.splitlines()
-    assert first == "imported with 0 warnings", result.stdout
-    assert len(warnings) == 1, result.stdout
-    assert f"it does not load beside torch {torch.__version__}" in warnings[0]
-    assert "build it again" in warnings[0]
+    warning = warning_at_first_use(without_library)
+    assert f"it does not load beside torch {torch.__version__}" in warning
+    assert "build it again" in warning
 
 
 @pytest.mark.skipif(wae_kernels._load.CPU.library is None, reason="needs the compiled library")
@@ -578,14 +581,10 @@ def test_setup_says_that_torch_is_missing(source: Path) -> None:
 
 @pytest.fixture
 def build_backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
     monkeypatch.delenv("WAE_NO_NATIVE", raising=False)
-    monkeypatch.delitem(sys.modules, "toolchain", raising=False)
-    spec = importlib.util.spec_from_file_location("build_backend", ROOT / "tools" / "build_backend.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    for name in ("build_backend", "toolchain"):  # read that variable when they are imported
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("build_backend")
     monkeypatch.setattr(module, "require_compiler", lambda: None)
     return module
 

@@ -20,15 +20,8 @@ HERE = Path(__file__).parent
 FILES = sorted((HERE / "corpus").glob("*/*"))
 
 
-def fuzzer(name):
-    spec = importlib.util.spec_from_file_location(f"fuzz_{name}", HERE / f"fuzz_{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 NAMES = [path.stem.removeprefix("fuzz_") for path in HERE.glob("fuzz_*.py")]
-FUZZERS = {name: fuzzer(name) for name in NAMES}
+FUZZERS = {name: importlib.import_module(f"fuzz_{name}") for name in NAMES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=[f"{path.parent.name}-{path.name}" for path in FILES])

@@ -34,12 +34,12 @@ def check_options_arrive(source):
     assert not torch.equal(augmented.batch([0], 0)[0], augmented.batch([0], 1)[0])
 
 
-def write_images(folder, per_class=4, classes=("cat", "dog"), size=(40, 30)):
+def write_images(folder, per_class=4, classes=("cat", "dog")):
     random = np.random.default_rng(0)
     for label in classes:
         (folder / label).mkdir(parents=True)
         for number in range(per_class):
-            pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
+            pixels = random.integers(0, 256, (40, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / label / f"{number}.png")
 
 

@@ -52,7 +52,6 @@ def compile_cuda(
     source: str | Path,
     arch: int = 80,
     include_dirs: Sequence[str | Path] = (),
-    defines: Mapping[str, Any] | Sequence[str] = (),
     options: Sequence[str] = (),
 ) -> str:
     """Compile CUDA C++ to PTX for sm_<arch>. `source` is a path, or the code itself if it contains a newline.
@@ -62,8 +61,7 @@ def compile_cuda(
     """
     nvcc = find_nvcc()
     text = isinstance(source, str) and "\n" in source
-    pairs = [f"{k}={v}" for k, v in defines.items()] if isinstance(defines, Mapping) else list(defines)
-    flags = [f"-arch=sm_{arch}", "-std=c++20", "-lineinfo", *[f"-D{d}" for d in pairs], *options]
+    flags = [f"-arch=sm_{arch}", "-std=c++20", "-lineinfo", *options]
     flags += [f"-I{d}" for d in [*include_dirs, *_wheel_includes(nvcc)]]
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:

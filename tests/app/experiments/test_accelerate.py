@@ -66,10 +66,11 @@ def crops(tmp_path):
     return folder
 
 
-def command(crops, output, *more, model="tiny_original:build"):
+def command(crops, output, *more):
     arguments = [
-        *("accelerate", "--model", model, "--weights", crops / "tiny.pth", "--data", crops / "data"),
-        *("-o", output, "--input-size", SIDE, "--engine", "eager", "--precision", "float32"),
+        *("accelerate", "--model", "tiny_original:build", "--weights", crops / "tiny.pth"),
+        *("--data", crops / "data", "-o", output, "--input-size", SIDE),
+        *("--engine", "eager", "--precision", "float32"),
         *("--mean", *MEAN, "--std", *STD, *more),
     ]
     return [str(argument) for argument in arguments]

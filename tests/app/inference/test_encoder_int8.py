@@ -164,9 +164,9 @@ def test_a_padding_that_is_not_a_byte_is_refused():
 # ---------------------------------------------------------------------------------- in front of an engine
 
 
-def front_of(encoder, dtype=torch.float32, shift=-1.0):
+def front_of(encoder, shift=-1.0):
     affine = torch.full((3,), 1 / 128), torch.full((3,), shift)
-    return Front(encoder, torch.empty(0, dtype=dtype), *affine, dtype, torch.contiguous_format)
+    return Front(encoder, torch.empty(0), *affine, torch.float32, torch.contiguous_format)
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ NAN, INF = float("nan"), float("inf")
 class Masked(nn.Module):
     """Attention of each row of pixels to those above it, by a mask that is part of the state."""
 
-    def __init__(self, size=28, classes=3):
+    def __init__(self, size=28):
         super().__init__()
         self.scale = nn.BatchNorm2d(3)
-        self.linear = nn.Linear(3 * size, classes)
+        self.linear = nn.Linear(3 * size, 3)
         self.register_buffer("mask", torch.full((size, size), -INF).triu(1))
 
     def forward(self, images):

@@ -38,7 +38,7 @@ def thin_vgg16(classes=5):
     )
 
 
-def one_block(classes=3):
+def one_block():
     """One convolution in each body, for images of 8 x 8: a file of 3 KB."""
 
     def body(channels):
@@ -46,9 +46,7 @@ def one_block(classes=3):
             nn.Conv2d(3, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2, ceil_mode=True)
         )
 
-    return WAEClassifier(
-        Encoder(4), body(2), body(1), FlatClassifier(8, 3, classes), FlatClassifier(12, 4, classes)
-    )
+    return WAEClassifier(Encoder(4), body(2), body(1), FlatClassifier(8, 3, 3), FlatClassifier(12, 4, 3))
 
 
 def shapes_of(low, high, features, hidden, classes, trunk):

@@ -27,10 +27,6 @@ HISTORY = [
 ]
 
 
-def terminal_console(width=200):
-    return Console(file=io.StringIO(), force_terminal=True, width=width, legacy_windows=False)
-
-
 def test_there_is_a_line_for_each_epoch_and_for_each_file_left_out():
     console = Console(file=io.StringIO(), width=40)
     with Terminal(console) as terminal:
@@ -53,7 +49,7 @@ def test_there_is_a_line_for_each_epoch_and_for_each_file_left_out():
 
 def test_the_bar_shows_the_steps_of_an_epoch_and_their_losses(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    console = terminal_console()
+    console = Console(file=io.StringIO(), force_terminal=True, width=200, legacy_windows=False)
     terminal = Terminal(console)
     with terminal as same:
         assert same is terminal

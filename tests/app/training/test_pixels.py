@@ -412,9 +412,9 @@ def test_choosing_a_plan_respects_the_given_size_and_pixel_limit(tmp_path):
         chosen("--max-pixels", "100")
 
 
-def saved(path, name="enet", size=(40, 48)):
+def saved(path, name="enet"):
     """Save a network with random weights, for the classes of the scenes; returns ``path``."""
-    save_classifier(path, build(name, 3), name, ("sky", "road", "car"), whole(*size))
+    save_classifier(path, build(name, 3), name, ("sky", "road", "car"), whole(40, 48))
     return path
 
 
