@@ -83,7 +83,10 @@ def _read(loader: Iterable[Any], name: str) -> tuple[Tensor, Tensor]:
 
 
 def _checked(images: Tensor, labels: Tensor, where: str) -> tuple[Tensor, Tensor]:
-    """The images and labels of a batch, the labels as int64. Raises DatasetError."""
+    """Copies of the images and labels of a batch on the CPU, the labels as int64. Raises DatasetError.
+
+    They are copies because a loader may fill the same memory with its next batch.
+    """
     if images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
         raise DatasetError(
             f"data: images must be (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype} {where}"
@@ -99,7 +102,7 @@ def _checked(images: Tensor, labels: Tensor, where: str) -> tuple[Tensor, Tensor
             f"data: labels must be whole numbers from 0 to {_MOST_CLASSES - 1:,}, because each class gets a "
             f"name; got {labels[wrong][0].item()} {where}"
         )
-    return images, labels.long()
+    return images.to("cpu", copy=True), labels.to("cpu", torch.int64, copy=True)
 
 
 def open_sets(settings: Settings, input: Input | None) -> Sets:

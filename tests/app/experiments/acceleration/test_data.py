@@ -45,6 +45,20 @@ def test_loaders_are_held_in_memory_unchanged(has_all):
         assert torch.equal(in_memory([(images, numbers)], loaders[1])[0].targets, labels)
 
 
+def test_a_loader_may_read_each_batch_into_the_same_memory():
+    """All images were copies of the last batch."""
+    images, labels = of_two_classes(8, 0)
+
+    def batches():
+        read, numbers = torch.empty_like(images[:2]), torch.empty_like(labels[:2])
+        for start in range(0, 8, 2):
+            yield read.copy_(images[start : start + 2]), numbers.copy_(labels[start : start + 2])
+
+    for data in in_memory(batches(), batches()):
+        assert torch.equal(data.images, images)
+        assert torch.equal(data.targets, labels)
+
+
 IMAGES, LABELS = of_two_classes(8, 0)
 
 
