@@ -18,6 +18,7 @@ from wae.errors import UsageError
 from wae.models.autoencoder import AutoEncoder
 from wae.models.baselines import FullResolution
 from wae.models.bodies import AUXILIARY, CLASSIFIERS
+from wae.models.classifier import WAEClassifier
 from wae.models.network import WAENetwork
 from wae.models.small_vgg import SmallVGG
 from wae.storage import weights_file
@@ -71,7 +72,8 @@ def load_weights(model: nn.Module, name: str, classes: int, path: Path) -> None:
 
     If the checkpoint has no decoder, that of the model does not change.
 
-    Raises CheckpointError if the file is missing or damaged, or holds another network or number of classes.
+    Raises CheckpointError if the file is missing or damaged, or holds another network or number of classes,
+    or the network for images of another size or as ``wae accelerate`` builds it, if its tensors differ.
     """
     described = describe(path)
     if (described.network, described.classes) != (name, classes):
@@ -79,7 +81,12 @@ def load_weights(model: nn.Module, name: str, classes: int, path: Path) -> None:
             f"{path}: needs {name} for {counted(classes, 'class')}, "
             f"got {described.network} for {described.classes}"
         )
-    model.load_state_dict(load_classifier(path).state_dict(), strict=False)
+    found, wanted = load_classifier(path).state_dict(), model.state_dict()
+    if not any(key.startswith("decoder.") for key in found):
+        wanted = {key: tensor for key, tensor in wanted.items() if not key.startswith("decoder.")}
+    if wrong := weights_file.mismatches(found, wanted):
+        raise CheckpointError(f"{path}: these are not the weights of {name} as it is built here: {wrong[0]}")
+    model.load_state_dict(found, strict=False)
 
 
 @torch.no_grad()
@@ -112,22 +119,42 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
             run); or :data:`TORCHVISION`.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds more than tensors, or they are not the body's.
+        CheckpointError: the file is missing or damaged, holds more than tensors, or they are not the body's;
+            those of a deeper network are not either, although they begin with the same layers.
         UsageError: torchvision has no weights for that network.
     """
     body = _body(model)
     tensors = _from_torchvision(name) if source == TORCHVISION else read_tensors(Path(source))
-    state = body.state_dict()
-    wanted = {key: tensor for key, tensor in state.items() if key.partition(".")[0] not in CLASSIFIERS}
+    wanted = body.state_dict()
+    if not isinstance(model, WAEClassifier):  # it has bodies alone, of which timm's may have a ``head.norm``
+        wanted = {key: tensor for key, tensor in wanted.items() if _top(key) not in CLASSIFIERS}
     prefix = max(
         _PREFIXES, key=lambda p: len(wanted.keys() & {k.removeprefix(p) for k in tensors if k.startswith(p)})
     )
     found = {key: tensors[prefix + key] for key in wanted if prefix + key in tensors}
     if wrong := weights_file.mismatches(found, wanted, without_counters=True):
         raise CheckpointError(f"{source}: these are not the weights of {name}'s body: {wrong[0]}")
+    below = [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
+    if more := _of_missing_layer(below, body):
+        raise CheckpointError(f"{source}: these are not the weights of {name}'s body: {more} is unexpected")
     weights_file.put(source, body, found, strict=False)
     if source == TORCHVISION and isinstance(model, FullResolution) and _stem(name) in AUXILIARY:
         _scale(model, HALVES, HALVES)
+
+
+def _of_missing_layer(names: Sequence[str], body: nn.Module) -> str:
+    """The first of the tensors called ``names`` that is of a layer that ``body`` lacks; "" if there is none.
+
+    Only the parts that ``body`` has are searched: a file may hold more, such as classifiers.
+    """
+    layers = dict(body.named_modules())
+    parts = {_top(key) for key in body.state_dict()} - set(CLASSIFIERS)
+    return next((n for n in names if _top(n) in parts and n.rpartition(".")[0] not in layers), "")
+
+
+def _top(name: str) -> str:
+    """The child of a network that has the tensor called ``name``."""
+    return name.partition(".")[0]
 
 
 def _body(model: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import OrderedDict
 from dataclasses import fields, replace
 from pathlib import Path
 from urllib.error import URLError
@@ -29,6 +30,7 @@ from tiny_classifier import tiny
 
 from wae.data.folder import image_folder
 from wae.models import registry
+from wae.models.accelerated import Form, accelerated
 from wae.models.baselines import FullResolution, HalfResolution
 from wae.models.registry import builder
 from wae.models.small_vgg import SmallVGG
@@ -927,6 +929,52 @@ def test_a_body_is_loaded_from_another_networks_file(tmp_path, suffix):
         pretrained.load_body(model, name, str(path))
         loaded = model.get_submodule(body).state_dict()
         assert all(torch.equal(loaded[key], tensor) for key, tensor in source.body.state_dict().items())
+
+
+def staged(blocks, **others):
+    """A body with a stage of so many convolutions, as ResNets and the like have."""
+    stage = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, 1) for _ in range(blocks)))
+    return torch.nn.Sequential(OrderedDict(stem=torch.nn.Conv2d(3, 4, 3), stage=stage, **others))
+
+
+def test_a_deeper_network_is_not_taken_for_the_body(tmp_path):
+    """Of ResNet34's weights, those of the layers that ResNet18 has too were loaded into it."""
+    model, path = tiny(), tmp_path / "body.pth"
+    model.low_body = staged(2)
+    others = {"fc.weight": torch.zeros(3, 4), "stage.table": torch.zeros(2)}
+    for prefix in ("", "features.", "low_body."):
+        source = staged(2)
+        torch.save({prefix + name: tensor for name, tensor in (source.state_dict() | others).items()}, path)
+        pretrained.load_body(model, "tiny", str(path))
+        assert torch.equal(model.low_body.stage[1].weight, source.stage[1].weight)
+        torch.save({prefix + name: tensor for name, tensor in staged(3).state_dict().items()}, path)
+        with pytest.raises(weights_file.CheckpointError, match=r"stage\.2\.weight is unexpected"):
+            pretrained.load_body(model, "tiny", str(path))
+        assert torch.equal(model.low_body.stage[1].weight, source.stage[1].weight)
+
+
+def test_a_norm_in_the_head_of_timms_networks_is_part_of_the_body(tmp_path):
+    """Their bodies keep it, but it kept its initial weights."""
+    model, path = tiny(), tmp_path / "body.pth"
+    source, model.low_body = (
+        staged(1, head=torch.nn.Sequential(OrderedDict(norm=torch.nn.BatchNorm2d(4)))) for _ in range(2)
+    )
+    torch.nn.init.normal_(source.head.norm.weight)
+    torch.save(source.state_dict() | {"head.fc.weight": torch.zeros(3, 4)}, path)
+    pretrained.load_body(model, "tiny", str(path))
+    assert torch.equal(model.low_body.head.norm.weight, source.head.norm.weight)
+
+
+def test_weights_of_the_same_network_in_another_form_are_refused(tmp_path):
+    """Of an accelerated network's weights only those whose names are the same were loaded."""
+    path, form = tmp_path / "accelerated.safetensors", Form(64)
+    made = accelerated(builder("small_photo_vgg")(3).network, form)
+    save_classifier(path, made, "wae_small_photo_vgg", form=form)
+    model = builder("wae_small_photo_vgg")(3)
+    before = model.low_body[0].weight.clone()
+    with pytest.raises(weights_file.CheckpointError, match=r"accelerated\.safetensors: these are not"):
+        pretrained.load_weights(model, "wae_small_photo_vgg", 3, path)
+    assert torch.equal(model.low_body[0].weight, before)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1_half", "squeezenet1_1_at_64"])
