@@ -53,9 +53,14 @@ class Header(NamedTuple):
     """The dtypes of the tensors, by safetensors' names, such as "F32"."""
 
     @property
+    def has_optimizer(self) -> bool:
+        """Whether the file holds the state of an optimizer."""
+        return any(name.startswith(_OPTIMIZER) for name in self.shapes)
+
+    @property
     def of_training(self) -> bool:
         """Whether the file is what a training resumes from."""
-        return any(name.startswith((_OPTIMIZER, _RECORD)) for name in self.shapes)
+        return self.has_optimizer or _RECORD in self.shapes
 
 
 def save(

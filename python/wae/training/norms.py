@@ -48,14 +48,16 @@ def measure_norms(model: WAENetwork, images: Tensor, low: bool) -> None:
         low: set both.
     """
     device, count = model.image_scale.device, 0
-    sums, squares = torch.zeros(2, 2, 3, dtype=torch.float64, device=device)
+    channels = model.encoder.low.out_channels, model.encoder.high.out_channels
+    sums, squares = torch.zeros(2, sum(channels), dtype=torch.float64, device=device)
     for part in images.split(_AT_ONCE):
-        both = torch.stack(model.decompose(to_device(part, device))).double()
-        sums += both.sum((1, 3, 4))
-        squares += both.square().sum((1, 3, 4))
-        count += both[0, :, 0].numel()
+        both = torch.cat(model.decompose(to_device(part, device)), 1).double()
+        sums += both.sum((0, 2, 3))
+        squares += both.square().sum((0, 2, 3))
+        count += both[:, 0].numel()
     variances = (squares - sums.square() / count) / (count - 1)
-    for norm, mean, variance in zip((model.low_norm, model.high_norm), sums / count, variances, strict=True):
+    measured = zip((sums / count).split(channels), variances.split(channels), strict=True)
+    for norm, (mean, variance) in zip((model.low_norm, model.high_norm), measured, strict=True):
         if (low or norm is model.high_norm) and isinstance(norm, nn.BatchNorm2d):
             assert norm.running_mean is not None
             assert norm.running_var is not None

@@ -419,7 +419,10 @@ class _Run:
 
     def _restore(self, path: Path, optimizer: torch.optim.Optimizer, average: AveragedModel | None) -> None:
         """Load what :meth:`_save` wrote during a stage."""
-        weights_file.load(path, self.model, optimizer, None if average is None else average.module)
+        # In float16 the scaler may have skipped every step so far. The optimizer then has no state yet.
+        has_state = weights_file.read_header(path).has_optimizer or not self.scaler.is_enabled()
+        kept = None if average is None else average.module
+        weights_file.load(path, self.model, optimizer if has_state else None, kept)
         if average is not None:
             average.n_averaged.fill_(1)  # any number except 0, which would start the average again
 

@@ -7,6 +7,7 @@ import math
 import resource
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from wae.data.dataset import DatasetError, InMemory
 from wae.data.folder import ImageFolder
 from wae.data.input import Input
 from wae.models.autoencoder import AutoEncoder
+from wae.models.baselines import wavelet_cnn
 from wae.models.stock import StockDecoder, StockEncoder
 from wae.storage import weights_file
 from wae.storage.weights_file import CheckpointError
@@ -454,6 +456,15 @@ def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
     torch.testing.assert_close(dict(model.state_dict()), before | wanted)
 
 
+def test_statistics_of_all_details_of_the_haar_transform_are_measured():
+    """It has nine, not three; a training of such a network with fixed statistics failed."""
+    model, images = wavelet_cnn(network()), image_set(augment=False).images
+    norms.measure_norms(model, images, low=True)
+    for norm, part in zip((model.low_norm, model.high_norm), model.decompose(images), strict=True):
+        torch.testing.assert_close(norm.running_mean, part.mean((0, 2, 3)))
+        torch.testing.assert_close(norm.running_var, part.var((0, 2, 3)))
+
+
 @pytest.mark.parametrize("statistics", ["fixed", "kept"])
 def test_statistics_are_measured_before_a_stage_and_do_not_change_in_it(statistics):
     """They are of the encoder as the first stage left it. With "kept", those of ``low`` never change."""
@@ -582,6 +593,23 @@ def test_the_scale_of_losses_in_float16_is_resumed(tmp_path):
     before._save(0, 0, None, None)
     resumed._reached()
     assert resumed.scaler.get_scale() == 8
+
+
+def test_a_training_resumes_whose_steps_were_all_skipped_in_float16(tmp_path, monkeypatch):
+    """The first scale may be too large. After an epoch of few steps the optimizer then has no state yet."""
+
+    class StopAtSecond(Observer):
+        def start(self, plan, stage, epoch, steps):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**40))
+    path, plan = tmp_path / "state", only(replace(JOINT, optimizer="adam"), batch=32, precision="float16")
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, state=path, observer=StopAtSecond())
+    assert not any(name.startswith("optimizer.") for name in load_file(path))
+    _, history = run(plan, network(seed=7), state=path, resume=True)
+    assert len(history) == 2
 
 
 def test_small_losses_train_in_float16():
