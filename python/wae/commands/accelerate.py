@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
         "--model",
+        type=types.original,
         required=True,
         metavar="NAME|FILE|MODULE:FUNCTION",
         help="a name in torchvision or timm, a checkpoint of wae train (FILE.safetensors), or a function "

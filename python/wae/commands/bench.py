@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "networks",
         nargs="+",
+        type=types.original,
         metavar="NETWORK",
         help="a name in torchvision or timm, or MODULE:FUNCTION that returns your own network",
     )

@@ -236,14 +236,17 @@ def _default_plan(data: str, model: str | None) -> Plan | None:
 def _plan_for_folder(options: argparse.Namespace) -> tuple[Plan, _Size]:
     """A plan made for the images in the folder, or CamVid's for segmentation; and the size of the images.
 
-    Raises PlanError if the data are not a folder.
+    Raises NetworkError if there is no such network, and PlanError if the data are not a folder.
     """
     from wae.data.folder import ImageFolder
     from wae.data.loading import open_dataset
     from wae.data.segmentation import SegmentationFolder
+    from wae.models.registry import check_known
     from wae.training import plan
     from wae.training.small_data import MODEL, fitting_size, small_data_plan
 
+    if options.model and not options.original:  # as in Session.run: before all files are listed
+        check_known(options.model)
     limit = shared.max_pixels(options)
     data = open_dataset(options.data, True, False, 0, options.size, options.on_corrupt, limit)
     if isinstance(data, SegmentationFolder):

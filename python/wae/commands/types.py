@@ -56,6 +56,16 @@ def image_size(text: str) -> int | tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{needs}, or HEIGHTxWIDTH, got {text[:40]}") from None
 
 
+def original(text: str) -> str:
+    """An argparse type: a network around which WAE is built, by name, file or ``module:function``."""
+    prefix, _, name = text.partition("_")
+    if prefix in ("wae", "wavelet") and ":" not in text and not text.endswith(".safetensors"):
+        raise argparse.ArgumentTypeError(
+            f"needs the network around which WAE is built, {name[:40] or 'a NAME'}, got {text[:40]}"
+        )
+    return text
+
+
 def port(text: str) -> int:
     """An argparse type: a TCP port, or 0."""
     return _number(int, text, 0, 65535, "a port from 0 to 65535")

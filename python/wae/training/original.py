@@ -83,15 +83,33 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
         UsageError: there is no such network, it has no weights, or its library has none.
         ValueError: its weights could not be downloaded, or its preprocessing is not supported.
     """
+    check_named(model, weights)
     if isinstance(model, nn.Module):
         name = type(model).__name__.lower() + ":given"
         return _given(name, own_copy(name, model), weights)
     if model.endswith(".safetensors"):
-        if weights is not None:
-            raise UsageError(f"weights: {model} holds its own; omit --weights")
         return _checkpoint(Path(model))
     if ":" in model:
         return _given(model, own_network(model), weights)
+    assert weights is not None  # checked
+    if weights == TIMM or not is_torchvision(model):
+        return _of_timm(model, weights, classes)
+    return _of_torchvision(model, weights, classes)
+
+
+def check_named(model: str | nn.Module, weights: str | None) -> None:
+    """Raise UsageError if ``model`` and ``weights`` name nothing that :func:`open_original` can open.
+
+    This needs neither the data nor any file, so it can come before the files of a large data set are listed.
+    """
+    if isinstance(model, nn.Module):
+        return
+    if model.endswith(".safetensors"):
+        if weights is not None:
+            raise UsageError(f"weights: {model} holds its own; omit --weights")
+        return
+    if ":" in model:
+        return
     libraries = _libraries(model)
     if not libraries:
         raise NetworkError(
@@ -100,9 +118,7 @@ def open_original(model: str | nn.Module, weights: str | None, classes: int) -> 
         )
     if weights is None:
         raise UsageError(f"weights: {model} needs trained ones, {_sources(libraries)}; got none")
-    if weights == TIMM or TORCHVISION not in libraries:
-        return _of_timm(model, weights, classes)
-    return _of_torchvision(model, weights, classes)
+    _check_library(model, weights, libraries)
 
 
 def _checkpoint(path: Path) -> Original:
@@ -160,7 +176,6 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
 def _of_timm(name: str, weights: str, classes: int) -> Original:
     import timm
 
-    _check_library(name, weights, _libraries(name))
     make = partial(timm.create_model, name)
     if weights == TIMM:
         network = downloaded(TIMM, name, partial(make, pretrained=True))

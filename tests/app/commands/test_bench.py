@@ -383,7 +383,6 @@ def test_the_share_is_relative_to_the_ratio_of_multiply_adds():
     ("arguments", "status", "message"),
     [
         (("no_such_network",), 2, "there is no network no_such_network; need a NAME"),
-        (("wae_vgg16",), 2, "there is no network wae_vgg16"),
         (("tiny_network:none",), 2, "tiny_network:none cannot be called: .* 'none'"),
         (("no_such_module:build",), 2, "no_such_module:build cannot be called: No module"),
         (("tiny_network:nothing",), 2, "must return a torch.nn.Module, got NoneType"),

@@ -10,6 +10,7 @@ from programs import run_program
 
 import wae
 from wae import cli
+from wae.commands import types
 from wae.data import photos
 
 WATCHED = """
@@ -38,6 +39,25 @@ def test_help_imports_nothing_but_python(tmp_path: Path) -> None:
     found = imported_by(tmp_path, ["--help"], *([command, "--help"] for command in cli.COMMANDS))
     assert "wae.commands.predict" in found
     assert not {"torch", "numpy", "PIL", "rich", "gradio", "torchvision"} & found
+
+
+@pytest.mark.parametrize("name", ["wae_resnet50", "wavelet_vgg16"])
+@pytest.mark.parametrize("command", ["bench resnet18", "accelerate --data digits -o out --model"])
+def test_wae_around_a_network_is_not_a_network_to_build_it_around(
+    command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused as any wrong option, before torch is imported; it was said that there is no such network."""
+    monkeypatch.setattr(cli, "_check_backend", lambda: pytest.fail("torch is imported"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command.split(), name])
+    stem = name.partition("_")[2]
+    wanted = f"needs the network around which WAE is built, {stem}, got {name}\n"
+    assert capsys.readouterr().err.endswith(wanted)
+
+
+def test_a_file_or_a_function_may_be_called_as_wae_around_a_network() -> None:
+    for name in ("wae_resnet50.safetensors", "wae_networks:build", "waes_x"):
+        assert types.original(name) == name
 
 
 def test_dir_lists_names_that_are_imported_at_their_first_use() -> None:

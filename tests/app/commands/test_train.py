@@ -569,6 +569,12 @@ def test_without_a_plan_one_is_made_for_the_folder(images, tmp_path):
     assert describe(out / "model.safetensors").input == Input(64, 73, False)
 
 
+def test_without_a_plan_too_an_unknown_network_is_named_before_the_data_are_read(tmp_path, capsys):
+    """All files of a large data set were listed first."""
+    assert run("train", "--data", tmp_path / "nowhere", "--model", "vgg99", "-o", tmp_path / "out") == 2
+    assert "there is no network vgg99; known are" in errors(capsys)
+
+
 def test_the_default_image_size_fits_the_images(tmp_path):
     for side, size in ((20, 64), (100, 96), (120, 128), (130, 128), (900, 224)):
         folder = tmp_path / str(side)

@@ -320,6 +320,23 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, capsys
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("resnet5",), "there is no network resnet5; need a NAME"),
+        (("resnet18",), "weights: resnet18 needs trained ones"),
+        (("resnet18", "--weights", "timm.pth"), "nowhere: is neither a folder"),
+        (("googlenet", "--weights", "timm"), "weights: timm has none for googlenet"),
+        (("no.safetensors", "--weights", "x.pth"), "its own; omit --weights"),
+    ],
+)
+def test_an_unknown_network_is_named_before_the_data_are_read(more, message, tmp_path, monkeypatch, capsys):
+    """All files of a large data set were listed first."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["accelerate", "--data", "nowhere", "-o", "out", "--model", *more]) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
 def test_a_folder_of_other_files_is_refused(tmp_path, capsys):
     write_crops(tmp_path / "data", 2, 1)
     (tmp_path / "out").mkdir()

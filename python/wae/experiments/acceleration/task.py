@@ -18,7 +18,7 @@ from wae.models.accelerated import Form
 from wae.models.last_layer import example_scores, with_classes
 from wae.progress import say
 from wae.storage.files import sha256
-from wae.training.original import Original, open_original
+from wae.training.original import Original, check_named, open_original
 from wae.training.processes import is_first
 
 from .data import Images, Sets, open_sets, sets_for
@@ -88,6 +88,7 @@ class Task:
 def open_task(settings: Settings, console: Console, device: torch.device) -> Task:
     """Open what the settings name. The original gets a new head if its classes are not the data's."""
     _check_engine(settings, device)
+    check_named(settings.model, settings.weights)  # before all files of a large data set are listed
     training = open_sets(settings, None).training
     labels = training.labels
     original = open_original(settings.model, settings.weights, len(labels))
