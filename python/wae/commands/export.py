@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.batch == _ANY and options.format == "executorch":
         raise UsageError("--batch: an executorch file needs a fixed number of images, got dynamic")
+    shared.check_calibration(options)
     shared.check_target(options.output, options.weights, options.force)
     with shared.failing():
         shared.check_model(options.model, [options.weights])

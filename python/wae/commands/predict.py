@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
     weights = options.weights or CLASSIFIER
     if options.ray is not None:
         return _by_cluster(options, weights)
+    shared.check_calibration(options)
     _check_outputs(options, weights)
     if options.calibrate is not None and _engine(options) is None:
         raise UsageError("--calibrate: needs --engine or --precision")

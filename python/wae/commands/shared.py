@@ -184,7 +184,7 @@ def check_model(own: str | None, paths: Sequence[Path]) -> None:
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
-    """Add the options of commands that make an int8 network: see :func:`calibration`."""
+    """Add the options of commands that make an int8 network: see :func:`check_calibration`."""
     parser.add_argument(
         "--calibrate",
         type=Path,
@@ -200,16 +200,21 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
-    """The images of ``--calibrate``, prepared for the network; None without the option, which int8 needs."""
+def check_calibration(options: argparse.Namespace) -> None:
+    """Raise UsageError if int8 is to be made without ``--calibrate``, Failure if that is not a folder."""
     if options.calibrate is None:
         if options.precision == "int8":
             raise UsageError("--precision: int8 takes its scales from images, which --calibrate names")
-        return None
-    from wae.inference.calibration import CalibrationError, in_folder, most
+    elif not options.calibrate.is_dir():
+        raise Failure(f"--calibrate: {options.calibrate} is not a folder")
 
-    if not options.calibrate.is_dir():
-        raise CalibrationError(f"--calibrate: {options.calibrate} is not a folder")
+
+def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
+    """The images of ``--calibrate``, prepared for the network; None without the option."""
+    from wae.inference.calibration import in_folder, most
+
+    if options.calibrate is None:
+        return None
     return in_folder(options.calibrate, input, most(100, input.shape))
 
 

@@ -294,3 +294,13 @@ def test_int8_needs_enough_images_to_calibrate_on(command, weights, data, tmp_pa
     assert run(*arguments, "--calibrate", data / "val") == 1
     assert "need at least 200 images, 100 to calibrate on" in capsys.readouterr().err
     assert not target.exists()
+
+
+@pytest.mark.parametrize("line", ["predict nowhere --weights nothing", "export nothing -o out.onnx"])
+def test_int8_without_images_is_refused_before_anything_is_read(line, capsys):
+    """It was refused after the network was loaded, or a missing file was named first."""
+    arguments = (*line.split(), "--precision", "int8")
+    assert run(*arguments) == 2
+    assert "int8 takes its scales from images, which --calibrate names" in capsys.readouterr().err
+    assert run(*arguments, "--calibrate", "no/folder") == 1
+    assert capsys.readouterr().err == "wae: --calibrate: no/folder is not a folder\n"
