@@ -13,6 +13,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
+def amount(number: int) -> str:
+    """``number``, of multiply-adds, in the unit that suits its size: "0.264 G", "6.48 M", "1.25 K"."""
+    if number >= 1e8:
+        return f"{number / 1e9:.3f} G"
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number / 1e3:.2f} K"
+
+
 def shown(value: object) -> str:
     """``value``, which comes from a file and may be anything, in at most 80 characters for a message."""
     with suppress(ValueError):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wae.wording import counted, first_line, reason, shown
+from wae.wording import amount, counted, first_line, reason, shown
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,22 @@ from wae.wording import counted, first_line, reason, shown
 )
 def test_the_noun_agrees_with_its_number(number, noun, expected):
     assert counted(number, noun) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (33_284_000_000, "33.284 G"),
+        (263_700_000, "0.264 G"),
+        (99_900_000, "99.90 M"),
+        (100_000, "0.10 M"),
+        (99_900, "99.90 K"),
+        (450, "0.45 K"),
+    ],
+)
+def test_a_small_amount_is_in_a_small_unit(number, expected):
+    """Multiply-adds of small networks were "0.000 G"."""
+    assert amount(number) == expected
 
 
 @pytest.mark.parametrize(

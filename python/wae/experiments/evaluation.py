@@ -25,7 +25,7 @@ from wae.models.layout import in_format
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Description, describe
 from wae.training.accuracy import Accuracy, PixelAccuracy
-from wae.wording import first_line, printable
+from wae.wording import amount, first_line, printable
 
 from .machine import timed
 
@@ -116,7 +116,7 @@ def table(candidates: Sequence[Candidate]) -> Table:
             _title(entry),
             *_measured(entry).values(),
             f"{1e3 * entry.seconds:.2f} ({first.seconds / entry.seconds:.2f}x)",
-            f"{entry.multiply_adds / 1e9:.3f} G ({first.multiply_adds / entry.multiply_adds:.2f}x)",
+            f"{amount(entry.multiply_adds)} ({first.multiply_adds / entry.multiply_adds:.2f}x)",
         )
     return result
 

@@ -15,7 +15,7 @@ import wae_kernels
 from wae.models.counting import count
 from wae.models.meta import on_meta
 from wae.models.registry import NetworkError, build, encoder_multiply_adds, image_side
-from wae.wording import first_line
+from wae.wording import amount, first_line
 from wae_kernels import backends
 
 
@@ -80,12 +80,8 @@ def show_network(console: Console, name: str) -> None:
     table.add_column()
     table.add_column(justify="right")
     table.add_row("parameters", f"{found['parameters']:,}")
-    table.add_row("multiply-adds", _amount(total))
+    table.add_row("multiply-adds", amount(total))
     if encoder and encoder != total:
-        table.add_row("  of these, the encoder", _amount(encoder))
+        table.add_row("  of these, the encoder", amount(encoder))
     console.print(table)
     console.print("Counted: multiplications of convolutions and matrix products, padding zeros included.")
-
-
-def _amount(multiply_adds: int) -> str:
-    return f"{multiply_adds / 1e9:.3f} G" if multiply_adds >= 1e8 else f"{multiply_adds / 1e6:.2f} M"

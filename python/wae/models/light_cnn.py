@@ -7,7 +7,7 @@ from itertools import count, pairwise
 
 from torch import nn
 
-from wae.wording import counted
+from wae.wording import amount, counted
 
 from . import counting
 from .bodies import IndivisibleError, feature_shape, initialize, light_body
@@ -97,7 +97,7 @@ def light_cnn(low_body: nn.Module, size: tuple[int, int], factor: int = 4, why: 
     used = _multiply_adds(LightCNN(widest), size)
     reason = (
         f"the high body is a light CNN of {_STAGES} convolutions and {widest << (_STAGES - 1)} features "
-        f"({used / 1e6:.1f} M multiply-adds)" + (f": {why}" if why else "")
+        f"({amount(used)} multiply-adds)" + (f": {why}" if why else "")
     )
     height_width = (pooled[0], pooled[1]) if pooled else None
     return LightCNN(widest, height_width, reason).to(next(low_body.parameters()))

@@ -26,6 +26,7 @@ from functools import partial
 from torch import nn
 
 from wae.errors import UsageError
+from wae.wording import amount
 from wae_kernels.checks import half_of
 from wae_kernels.nn import Encoder
 
@@ -270,8 +271,8 @@ def table(networks: Mapping[str, Callable[[], nn.Module]]) -> str:
         parameters, total = count(network)
         published = f"{PUBLISHED[name]} G" if name in PUBLISHED else ""
         share = encoder_multiply_adds(network)
-        encoder = f"{share / 1e9:.3f} G" if share else ""
-        lines.append(f"| {name} | {parameters:,} | {total / 1e9:.3f} G | {encoder} | {published} |")
+        encoder = amount(share) if share else ""
+        lines.append(f"| {name} | {parameters:,} | {amount(total)} | {encoder} | {published} |")
     return "\n".join(lines)
 
 

@@ -57,6 +57,9 @@ def test_times_and_costs_are_compared_with_the_first_network(monkeypatch):
         ["small_vgg (8.st)", "25.00 %", "10.00 %", "8.00 (1.00x)", "3.000 G (1.00x)"],
         ["small_vgg (2.st)", "50.00 %", "", "2.00 (4.00x)", "1.000 G (3.00x)"],
     ]
+    other.multiply_adds = 30_000  # it was 0.000 G
+    assert rich_cells(evaluation.table([one, other]))[1][-1] == "30.00 K (100000.00x)"
+    other.multiply_adds = 10**9
     data = evaluation.as_data([one, other])
     assert [(d["path"], d["top1"], d["seconds_per_image"], d["multiply_adds"]) for d in data] == [
         ("8.st", 0.75, 0.008, 3 * 10**9),

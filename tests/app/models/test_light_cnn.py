@@ -115,7 +115,7 @@ def test_the_light_cnn_is_logged_in_one_line():
     (record,) = log.records
     reason = model.high_body.reason
     assert record.getMessage() == reason
-    assert reason.startswith("the high body is a light CNN of 4 convolutions and 192 features (26.4 M ")
+    assert reason.startswith("the high body is a light CNN of 4 convolutions and 192 features (26.42 M ")
     assert reason.endswith(
         "it is not known which sizes of its tensor 'relative_position_bias_table', (169, 6), are channels"
     )

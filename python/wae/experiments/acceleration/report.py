@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from wae.experiments.machine import disturbance
-from wae.wording import counted, printable
+from wae.wording import amount, counted, printable
 
 LOST = 10
 """The most classes in the table of those that lost most."""
@@ -67,7 +67,7 @@ def _ratio(ratio: float) -> str:
 
 def arithmetic(old: int, new: int) -> str:
     """The multiply-adds of the original and of the accelerated network, in one line."""
-    costs = f"multiply-adds: {old / 1e9:.3f} G, accelerated {new / 1e9:.3f} G"
+    costs = f"multiply-adds: {amount(old)}, accelerated {amount(new)}"
     return costs if new < old else f"{costs}; around so light a network WAE saves none"
 
 
@@ -135,7 +135,7 @@ def _of_sides(name: str, found: Mapping[str, Any]) -> Table:
             f"{100 * row.accuracy:.2f} %",
             f"{1e3 * row.seconds:.2f} ms",
             f"{_ratio(table[0].seconds / row.seconds)}x",
-            f"{row.multiply_adds / 1e9:.3f} G",
+            amount(row.multiply_adds),
         ]
         for row in table
     ]

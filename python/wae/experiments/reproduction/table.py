@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wae.inference.timing import interleaved
 from wae.models.network import WAENetwork, fold_normalization
+from wae.wording import amount
 
 from .claim import WAE, Claim
 from .results import Result
@@ -133,7 +134,7 @@ def markdown(table: Sequence[Row], claim: Claim) -> str:
         if sorted(row.seeds) != seeds:
             mean += f" (seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))})"
         spread = "" if row.spread is None else f"{100 * row.spread:.2f}"
-        cost = f"{row.multiply_adds / 1e6:.2f} M" + (f" ({row.multiply_adds / full:.0%})" if full else "")
+        cost = amount(row.multiply_adds) + (f" ({row.multiply_adds / full:.0%})" if full else "")
         cells = [
             row.network,
             mean,

@@ -79,7 +79,7 @@ def test_wae_does_not_pay_if_the_original_is_faster_in_pytorch_than_deployed():
 def test_multiply_adds_are_compared_in_a_line():
     assert report.arithmetic(4 * 10**9, 10**9) == "multiply-adds: 4.000 G, accelerated 1.000 G"
     assert report.arithmetic(63 * 10**6, 65 * 10**6) == (
-        "multiply-adds: 0.063 G, accelerated 0.065 G; around so light a network WAE saves none"
+        "multiply-adds: 63.00 M, accelerated 65.00 M; around so light a network WAE saves none"
     )
 
 
