@@ -43,7 +43,8 @@ def run(
     Args:
         folder: for results, weights and checkpoints. The caller has locked it with
             :func:`wae.training.lock.alone_in`, until it has written its own last file there.
-        data: see :meth:`Claim.prepared`; not used if there is nothing to do.
+        data: see :meth:`Claim.prepared`. It may be missing if there is nothing to do; if it is there, results
+            must have come from the same images, unless they do not say from which.
         wanted: the trainings.
         claim: defines what is compared.
         processes: the number of parallel trainings, each on one core.
@@ -53,10 +54,12 @@ def run(
 
     Raises:
         DatasetError: the data are missing or not the published ones.
-        CheckpointError: ``folder`` belongs to another plan or claim, or is damaged.
+        CheckpointError: ``folder`` belongs to another plan or claim, or to other images, or is damaged.
         TrainingError: a training ended without a result.
         UsageError: a training whose weights another needs is neither among the ``wanted`` nor finished.
     """
+    with contextlib.suppress(DatasetError):  # raised below if something is to be trained
+        claim = claim.on(data)
     todo = open_jobs(folder, wanted, claim)
     training = to_train(folder, todo, claim)
     _check_needed(folder, wanted, training, claim)

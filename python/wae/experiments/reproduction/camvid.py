@@ -90,10 +90,13 @@ class CamVid(FineTuned):
         """See :meth:`Claim.build`."""
         return built_for_photos(self.registered[network], len(CLASSES) - 1)
 
+    def parts(self, data: str | Path) -> Mapping[str, Dataset]:
+        """See :meth:`Claim.parts`."""
+        return {part: self._part(data, part) for part in ("train", "val", "test")}
+
     def prepared(self, data: str | Path, folder: Path) -> str | Path:
         """See :meth:`Claim.prepared`: ``data`` holds {train,val,test}/{images,labels}."""
-        for part in ("train", "val", "test"):
-            self._part(data, part)
+        self.parts(data)
         return data
 
     def sets(self, data: str | Path, seed: int) -> tuple[Dataset, Dataset]:

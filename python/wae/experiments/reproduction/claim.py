@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
 from torch import nn
 
 from wae.data.dataset import Dataset
+from wae.data.folder import ImageFolder
 from wae.data.input import Input
+from wae.data.loading import fingerprint
+from wae.data.segmentation import SegmentationFolder
 from wae.models.bodies import initialize
 from wae.models.network import WAENetwork
 from wae.models.registry import build
@@ -30,6 +35,9 @@ _SHARED = (
 )
 """Entries of WAE's last stage that networks without an encoder share. Entries specific to WAE can be changed
 without training these networks again."""
+
+
+_C = TypeVar("_C", bound="Claim")
 
 
 class Job(NamedTuple):
@@ -51,6 +59,9 @@ class Claim(ABC):
 
     wae: Plan
     """WAE's plan, from which the others follow."""
+
+    data: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
+    """What identifies the images, as JSON data: see :meth:`on`. Empty if they are not known."""
 
     timed_images: ClassVar[int] = 100
     """The batch size when networks are timed."""
@@ -85,6 +96,26 @@ class Claim(ABC):
     @abstractmethod
     def build(self, network: str) -> nn.Module:
         """The registered ``network`` with random weights, for the data's classes."""
+
+    @abstractmethod
+    def parts(self, data: str | Path) -> Mapping[str, Dataset]:
+        """All images in ``data`` that trainings and tests use, not augmented, by the names of their parts.
+
+        Raises DatasetError.
+        """
+
+    def on(self: _C, data: str | Path) -> _C:
+        """The same claim, which knows what identifies ``data``.
+
+        That is the :func:`wae.data.loading.fingerprint` of each part and, for files, their sizes. No image
+        file is opened. Raises DatasetError.
+        """
+        known = {
+            f"{name} of {part}": value
+            for part, images in self.parts(data).items()
+            for name, value in {**fingerprint(images), **_sizes(images)}.items()
+        }
+        return replace(self, data=json.loads(json.dumps(known)))
 
     @abstractmethod
     def prepared(self, data: str | Path, folder: Path) -> str | Path:
@@ -152,6 +183,15 @@ class Claim(ABC):
         return [Job(name, seed) for seed in seeds for name in free] + [
             Job(name, seed) for name in networks if self.needs(name) for seed in seeds
         ]
+
+
+def _sizes(images: Dataset) -> dict[str, str]:
+    """The SHA-256 of the sizes of the files of ``images``, if each has its own, as an entry."""
+    if not isinstance(images, (ImageFolder, SegmentationFolder)):
+        return {}
+    paths = [path for sample in images.samples for path in sample if isinstance(path, str)]
+    sizes = json.dumps([Path(path).stat().st_size for path in paths])
+    return {"file sizes": hashlib.sha256(sizes.encode()).hexdigest()}
 
 
 def built_for_photos(name: str, classes: int) -> nn.Module:

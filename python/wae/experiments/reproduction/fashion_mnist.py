@@ -52,6 +52,11 @@ class FashionMnist(Claim):
         assert name is not None
         return build(name, 10)
 
+    def parts(self, data: str | Path) -> Mapping[str, Dataset]:
+        """See :meth:`Claim.parts`."""
+        named = {"train": True, "test": False}
+        return {part: open_dataset(data, train, augment=False, seed=0) for part, train in named.items()}
+
     def prepared(self, data: str | Path, folder: Path) -> str | Path:
         """See :meth:`Claim.prepared`: ``data`` is ``fashion-mnist``, or a folder of its four files."""
         open_dataset(data, train=False, augment=False, seed=0)

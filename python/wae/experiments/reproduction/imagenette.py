@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,7 +112,7 @@ class Imagenette(FineTuned):
     def registered(self) -> Mapping[str, str | None]:
         """See :attr:`Claim.registered`."""
         stem = NETWORKS[self.network]
-        smaller = {self.half: f"{stem}_half", EQUAL_COST: f"{stem}_at_{self._equal_side()}"}
+        smaller = {self.half: f"{stem}_half", EQUAL_COST: f"{stem}_at_{_equal_side(stem, self.size)}"}
         smaller |= {f"{side} x {side}": f"{stem}_at_{side}" for side in self.also_at}
         return {
             self.full: stem,
@@ -124,14 +124,6 @@ class Imagenette(FineTuned):
             FINE_TUNED: f"wae_{stem}",
             **dict.fromkeys(PRUNED),
         }
-
-    def _equal_side(self) -> int:
-        """The image side at which the plain network's multiply-adds are closest to WAE's."""
-        size, stem = (self.size, self.size), NETWORKS[self.network]
-        allowed = count(on_meta(lambda: build(f"wae_{stem}", CLASSES)), size).multiply_adds
-        plain = on_meta(lambda: build(stem, CLASSES))
-        sides = range(self.size // 2, self.size + 1)
-        return min(sides, key=lambda side: abs(count(plain, (side, side)).multiply_adds - allowed))
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`Claim.settings`."""
@@ -174,10 +166,14 @@ class Imagenette(FineTuned):
 
     # ------------------------------------------------------------------------------------------------ images
 
+    def parts(self, data: str | Path) -> Mapping[str, ImageFolder]:
+        """See :meth:`Claim.parts`."""
+        return {part: image_folder(Path(data), part == "train", self.input) for part in _PARTS}
+
     def prepared(self, data: str | Path, folder: Path) -> Path:
         """See :meth:`Claim.prepared`: ``data`` holds train/CLASS/IMAGE and val/CLASS/IMAGE."""
         path = folder / f"images-{self.size}.safetensors"
-        parts = {part: image_folder(Path(data), part == "train", self.input) for part in _PARTS}
+        parts = self.parts(data)
         if len(labels := parts["train"].labels) != CLASSES:
             raise DatasetError(f"{data}: Imagenette has {CLASSES} classes, got {len(labels)}")
         metadata = {"files": _files(parts), "labels": json.dumps(labels)}
@@ -204,6 +200,15 @@ class Imagenette(FineTuned):
         held_out = numbers[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
         kept = [number for number in numbers if number not in held_out]
         return training.subset(kept), training.subset(held_out).plain()
+
+
+@cache
+def _equal_side(stem: str, size: int) -> int:
+    """The image side at which the plain network's multiply-adds are closest to those of WAE at ``size``."""
+    allowed = count(on_meta(lambda: build(f"wae_{stem}", CLASSES)), (size, size)).multiply_adds
+    plain = on_meta(lambda: build(stem, CLASSES))
+    sides = range(size // 2, size + 1)
+    return min(sides, key=lambda side: abs(count(plain, (side, side)).multiply_adds - allowed))
 
 
 _PARTS = ("train", "val")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from wae.storage.files import read_json, remove_parts, sha256, write
 from wae.storage.weights_file import CheckpointError
-from wae.training.plan import differences
+from wae.training.plan import changed, differences
 from wae.wording import shown
 
 from .claim import Claim, Job
@@ -55,6 +55,8 @@ class Result:
     and in results of earlier versions."""
     made: dict[str, Any] = field(default_factory=dict)
     """Commit, date, machine and versions."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What identifies the images: see :meth:`Claim.on`. Empty in results of earlier versions."""
 
     def __post_init__(self) -> None:
         """Raise TypeError if an entry, which may come from a file, has another type."""
@@ -120,7 +122,8 @@ def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
 
     It may also have come from weights that are missing now, or not known.
 
-    Raises CheckpointError if it belongs to another plan or claim, or is damaged.
+    Raises CheckpointError if it belongs to another plan or claim, or to other images if both are known, or is
+    damaged.
     """
     path = result_path(folder, job)
     if not path.exists():
@@ -136,5 +139,9 @@ def read_result(folder: Path, job: Job, claim: Claim) -> Result | None:
         raise CheckpointError(f"{path}: comes from another plan: {made}; use another folder")
     if result.settings != json.loads(json.dumps(claim.settings())):
         raise CheckpointError(f"{path}: comes from other settings: {result.settings}; use another folder")
+    if result.data and claim.data and (different := changed(result.data, claim.data)):
+        raise CheckpointError(
+            f"{path}: comes from other images: {', '.join(different)}; use another folder, or these images"
+        )
     now = needed_weights(folder, job, claim) if result.needed_weights else ""
     return None if now and now != result.needed_weights else result

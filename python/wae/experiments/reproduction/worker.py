@@ -203,6 +203,7 @@ def _result(
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **machine(device),
         },
+        data=dict(claim.data),
     )
 
 

@@ -61,6 +61,14 @@ def test_each_part_has_its_own_purpose(scenes, tmp_path):
     assert torch.equal(*(chosen_by.batch([0], epoch)[0] for epoch in (0, 1)))
 
 
+def test_scenes_are_known_by_the_files_of_images_and_labels(scenes, tmp_path):
+    copied = shutil.copytree(scenes, tmp_path / "elsewhere")
+    known = CLAIM.on(scenes).data
+    assert CLAIM.on(copied).data == known
+    (copied / "test" / "labels" / "00.png").write_bytes(b"other labels")
+    assert plan.changed(known, CLAIM.on(copied).data) == ["file sizes of test"]
+
+
 def test_missing_parts_are_found_before_anything_is_trained(tmp_path):
     with pytest.raises(DatasetError, match="nowhere: there is no such folder"):
         CLAIM.prepared(tmp_path / "nowhere", tmp_path)

@@ -68,6 +68,17 @@ def test_photos_are_decoded_once_and_again_if_they_change(photos, tmp_path, monk
         assert len(CLAIM.sets(path, 0)[0]) == 49
 
 
+def test_photos_are_known_by_the_names_and_sizes_of_their_files(photos, tmp_path):
+    copied = shutil.copytree(photos, tmp_path / "elsewhere")
+    known = CLAIM.on(photos).data
+    assert CLAIM.on(copied).data == known
+    assert replace(CLAIM, kept_aside=True).on(copied).data == known
+    (copied / "val" / "n0" / "0.jpeg").write_bytes(b"another photo")
+    assert plan.changed(known, CLAIM.on(copied).data) == ["file sizes of val"]
+    (copied / "train" / "n3" / "4.jpeg").rename(copied / "train" / "n3" / "5.jpeg")
+    assert plan.changed(known, CLAIM.on(copied).data) == ["file names of train", "file sizes of val"]
+
+
 @pytest.mark.parametrize("content", ["", "3", '{"ratio": 0.5}', '{"ratio": 0.5, "time": "a second"}'])
 def test_a_damaged_measurement_is_refused(tmp_path, content):
     """It is not repeated automatically, because a checkpoint may have been pruned by the old ratio."""

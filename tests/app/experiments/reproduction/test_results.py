@@ -65,6 +65,23 @@ def test_a_result_from_other_weights_than_those_there_counts_as_missing(tmp_path
         assert read_result(tmp_path, student, DIGITS) == found
 
 
+def test_a_result_of_other_images_is_refused(tmp_path):
+    """It was mixed with the others of its folder. One that does not say from which it came is kept."""
+    job, known = Job("WAE", 0), DIGITS.on("digits").data
+    assert known["number of images of train"] == 1500
+    other = {**known, "number of images of train": 3}
+    for data, refused in ((known, False), (other, True), ({}, False)):
+        result = Result("WAE", 0, 0.5, 1.0, [0.5], DIGITS.plan_of("WAE", 0).as_dict(), data=dict(data))
+        write_json(result_path(tmp_path, job), asdict(result))
+        assert reproduce.run(tmp_path, "there is none", [job], DIGITS, 1) == [result]
+        if refused:
+            why = r"comes from other images: number of images of train \(3, not 1500\); use another folder"
+            with pytest.raises(CheckpointError, match=f"wae-seed0.json: {why}"):
+                reproduce.run(tmp_path, "digits", [job], DIGITS, 1)
+        else:
+            assert reproduce.run(tmp_path, "digits", [job], DIGITS, 1) == [result]
+
+
 LEFT = "wae-seed0.state.safetensors", "wae-seed0.start.json", ".wae-seed0.json.0123abcd.part"
 
 

@@ -53,7 +53,9 @@ def test_a_result_is_that_of_the_last_epoch_and_of_its_seed(tmp_path, monkeypatc
         with pytest.raises(ZeroDivisionError):
             worker._train(job, tmp_path, "digits", DIGITS, torch.device("cpu"), None)
     assert list(tmp_path.glob("*.state.*"))
-    result = worker._train(job, tmp_path, "digits", DIGITS, torch.device("cpu"), None)
+    claim = DIGITS.on("digits")
+    result = worker._train(job, tmp_path, "digits", claim, torch.device("cpu"), None)
+    assert result.data == claim.data != {}
     assert (result.accuracy, result.epochs, result.seconds) == (0.8, [0.3, 0.9, 0.8], 40.0)
     assert result.measured == {"top1": 0.8, "top5": 1.0, "loss": 0.5, "images": 297}
     assert result.multiply_adds == count(DIGITS.build("WAE"), (28, 28)).multiply_adds
