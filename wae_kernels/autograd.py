@@ -38,10 +38,12 @@ def _encode_groups(
     return image, any(parameters), image_scale or image_shift
 
 
-def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
+def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *given: Tensor | None) -> _Gradients:
     count = 3 + len(EncoderParameters._fields)  # tensors; dtype and memory_format follow
     *tensors, scale, shift = [*inputs, None, None][:count]  # scale and shift may be left out
-    needs = [*needs, False, False][:count]
+    needs = _of_used(given, *[*needs, False, False][:count])
+    some = next(grad for grad in given if grad is not None)
+    grads = [torch.zeros_like(some) if grad is None else grad for grad in given]
     own = tensors[1].dtype  # also the image's, if it has a gradient
     compute_dtype = _compute_dtype(tensors[1], grads[0])
     *gradients, grad_scale, grad_shift = torch.ops.wae.encode_backward(
@@ -52,6 +54,25 @@ def _encode_backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tenso
     )
     gradients = [cast(gradient, own) for gradient in gradients]
     return (*_only([*gradients, grad_scale, grad_shift], needs), None, None)
+
+
+@one_by_one
+def _of_used(
+    grads: Sequence[Tensor | None],
+    image: bool,
+    parameters: EncoderParameters,
+    image_scale: bool,
+    image_shift: bool,
+) -> list[bool]:
+    """Which inputs need a gradient: not the layer of a result that nothing used, which has no gradient.
+
+    A gradient of zero would not do: an optimizer applies weight decay and momentum to it.
+    """
+    needs: dict[str, Any] = parameters._asdict()
+    for branch, grad in zip(("low", "high"), grads, strict=True):
+        if grad is None:
+            needs |= {f"{branch}_weight": False, f"{branch}_bias": False}
+    return [image, *needs.values(), image_scale, image_shift]
 
 
 def _compute_dtype(parameter: Tensor, grad: Tensor) -> torch.dtype:
@@ -87,7 +108,7 @@ def _only(gradients: Sequence[Tensor], needs: Sequence[bool]) -> _Gradients:
 
 
 def _without(why: str) -> Callable[..., _Gradients]:
-    def backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor) -> _Gradients:
+    def backward(inputs: Sequence[Any], needs: Sequence[bool], *grads: Tensor | None) -> _Gradients:
         raise RuntimeError(why)
 
     return backward
@@ -98,7 +119,10 @@ _BACKWARD: dict[str, Callable[..., _Gradients]] = {
     "decode": _decoder_backward("decode_backward"),
     "decode_scores": _decoder_backward("decode_scores_backward"),
 }
-"""For each op a function of its inputs, of which of them need a gradient, and of the outputs' gradients."""
+"""For each op a function of its inputs, of which of them need a gradient, and of the outputs' gradients.
+
+The gradient of an output that nothing used is None, but not those of all outputs.
+"""
 
 _SECOND = "second derivatives through the fused ops are not supported. Use wae_kernels.reference"
 _INFERENCE = "it is for inference. Call it under torch.no_grad()"
@@ -142,11 +166,14 @@ def _kernel(name: str, backward: Callable[..., _Gradients], no_transform: str) -
             ctx.save_for_backward(*(v if t else None for v, t in zip(inputs, is_tensor, strict=True)))
             ctx.others = [None if t else v for v, t in zip(inputs, is_tensor, strict=True)]
             ctx.backend = backends.selected()
+            ctx.set_materialize_grads(False)  # an output that nothing used has no gradient, instead of zeros
             with torch._C._AutoDispatchBelowAutograd():
                 return op.redispatch(keyset & below, *inputs)
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            if all(grad is None for grad in grads):
+                return (None,) * len(ctx.needs_input_grad)
             inputs = [o if t is None else t for t, o in zip(ctx.saved_tensors, ctx.others, strict=True)]
             with _forward_backend(ctx.backend):
                 gradients = backward(inputs, ctx.needs_input_grad[1:], *grads)

@@ -227,6 +227,19 @@ def test_unused_output(cell: Cell) -> None:
     assert torch.equal(found, problem.gradients(["image"])["image"])
 
 
+@pytest.mark.parametrize("used", [0, 1], ids=["low", "high"])
+def test_layer_of_an_unused_output_has_no_gradient(cell: Cell, used: int) -> None:
+    """As if the layers were called: an optimizer would apply weight decay to a gradient of zero."""
+    problem, unused = make("encode", cell), ("high_", "low_")[used]
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in problem.inputs.items()}
+    problem.outputs(**leaves)[used].backward(problem.incoming[used])
+    without = {name for name, leaf in leaves.items() if leaf.grad is None}
+    assert without == {name for name in leaves if name.startswith(unused)}
+    problem.incoming[1 - used].zero_()
+    for name, expected in problem.gradients([name for name in leaves if name not in without]).items():
+        assert torch.equal(leaves[name].grad, expected), name
+
+
 # ------------------------------------------------------------------------------- requested gradients only
 
 
