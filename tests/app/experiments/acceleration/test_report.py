@@ -59,11 +59,13 @@ def test_the_classes_that_lost_accuracy_and_the_speed_are_reported():
     assert "does not pay" not in text
     slow = found()
     slow["deployed"]["accelerated"]["seconds"] = 0.003
+    slow["deployed"]["accelerated"]["not saved"] = "cudagraphs on cuda cannot be saved"
     slow["training"]["high body"] = "the high body is a light CNN of 4 convolutions"  # its `reason`
     text = report_files.markdown("net", slow)
     assert "0.67 times as fast as the original in winograd, float32;" in text
     assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in text
     assert "- The high body is a light CNN of 4 convolutions.\n" in text
+    assert "- There is no folder `deployed`: cudagraphs on cuda cannot be saved.\n" in text
 
 
 def test_wae_does_not_pay_if_the_original_is_faster_in_pytorch_than_deployed():
