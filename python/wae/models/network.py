@@ -18,6 +18,7 @@ from wae_kernels.nn import Decoder, Encoder
 from .autoencoder import reconstruct
 from .haar import Haar
 from .plain import is_plain
+from .stock import StockEncoder
 
 
 class WAENetwork(nn.Module, ABC):
@@ -175,16 +176,23 @@ def fold_normalization(model: _Network) -> _Network:
     The copy has no decoder, because a decoder needs ``low`` and ``high`` as they are before normalisation.
 
     A normalisation is kept if it, the branch or the encoder is more than its tensors, for example hooked or
-    pruned, or if it or the branch is of another kind than the constructor's, such as one with a scale.
+    pruned, or if it or the branch is of another kind than the constructor's, such as one with a scale. Both
+    are kept if the encoder is wrapped or has a ``forward`` of its own.
     """
     folded = copy.deepcopy(model).eval()
     folded.decoder = None
+    if not (is_plain(folded.encoder) and type(folded.encoder).forward in _RETURN_THEIR_BRANCHES):
+        return folded
     for branch, norm in (("low", "low_norm"), ("high", "high_norm")):
         layers = folded.encoder.get_submodule(branch), folded.get_submodule(norm)
-        if is_plain(folded.encoder) and _can_be_one(*layers):
+        if _can_be_one(*layers):
             setattr(folded.encoder, branch, _normalizing(*layers))
             setattr(folded, norm, nn.Identity().eval())
     return folded
+
+
+_RETURN_THEIR_BRANCHES = Encoder.forward, Haar.forward, StockEncoder.forward
+"""Methods whose results are those of the layers ``low`` and ``high``, which another may change."""
 
 
 def _can_be_one(branch: nn.Module, norm: nn.Module) -> bool:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import prune
 
 from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import FlatClassifier, WAEClassifier
 from wae.models.network import WAENetwork, fold_normalization, on_two_streams
 from wae.models.segmentation.segmenter import Fusion, LightBody, WAESegmenter
-from wae_kernels.nn import Decoder
+from wae_kernels.nn import Decoder, Encoder
 
 Make = Callable[[AutoEncoder, Decoder | None], WAENetwork]
 
@@ -114,6 +116,44 @@ def test_modules_with_hooks_or_pruning_are_not_folded(
         torch.testing.assert_close(folded(photo), expected, rtol=1e-4, atol=1e-4)
     assert isinstance(folded.low_norm, nn.BatchNorm2d)
     assert isinstance(folded.high_norm, nn.BatchNorm2d) == both
+
+
+class Doubling(Encoder):
+    """An encoder with its own forward."""
+
+    def forward(self, *args: Any) -> tuple[Tensor, Tensor]:
+        low, high = super().forward(*args)
+        return 2 * low, 2 * high
+
+
+def with_own_forward(model: WAENetwork) -> None:
+    encoder = Doubling()
+    encoder.load_state_dict(model.encoder.state_dict())
+    model.encoder = encoder
+
+
+@kinds
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_own_forward,
+        lambda model: setattr(model, "encoder", checkpoint_wrapper(model.encoder)),
+        lambda model: setattr(model, "encoder", nn.DataParallel(model.encoder)),
+    ],
+    ids=["own forward", "checkpointed", "parallel"],
+)
+def test_encoders_that_are_wrapped_or_have_their_own_forward_are_not_folded(
+    make: Make, change: Callable[[WAENetwork], object]
+) -> None:
+    """A wrapper that checkpoints has the attributes of its module, so it was given the folded branches."""
+    model, photo = make(AutoEncoder(), None), image()
+    set_statistics(model)
+    change(model)
+    model.eval()
+    with torch.no_grad():
+        folded = fold_normalization(model)
+        torch.testing.assert_close(folded(photo), model(photo), rtol=1e-4, atol=1e-4)
+    assert isinstance(folded.low_norm, nn.BatchNorm2d)
 
 
 def with_scale(model: WAENetwork) -> None:
