@@ -562,6 +562,9 @@ def test_stored_choices(file: Path) -> None:
     assert stored.choice("encode", gpu, "tf32", shape) is None
     assert stored.choice("encode", GPUS[1], "half", shape) is None
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))  # as another program may
+    stored._tiles.cache_clear()
+    assert stored.choice("encode", gpu, "half", shape) == tile
 
 
 def test_choices_stored_concurrently_are_all_kept(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,13 +613,14 @@ def test_temporary_file_of_a_killed_process_is_removed(file: Path) -> None:
     assert [p.name for p in file.parent.iterdir()] == ["tiles.json"]
 
 
-def test_choices_of_another_version_are_kept_but_not_used(file: Path) -> None:
+@pytest.mark.parametrize("pitch", [48, [64, 32]], ids=str)
+def test_choices_of_another_version_are_kept_but_not_used(file: Path, pitch: int | list[int]) -> None:
     gpu, shape = GPUS[0], (1, 3, 8, 8)
     name = stored.key("encode", gpu, "half", shape)
-    file.write_text(json.dumps({name: {"pitch": 48, "half_rows": 7, "group": 3}}))
+    file.write_text(json.dumps({name: {"pitch": pitch, "half_rows": 7, "group": 3}}))
     assert stored.choice("encode", gpu, "half", shape) is None
     stored.store("something else", Tile(64, 8, 4))
-    assert json.loads(file.read_text())[name]["pitch"] == 48
+    assert json.loads(file.read_text())[name]["pitch"] == pitch
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"encode": 3}', "\x00"])

@@ -72,9 +72,8 @@ def _tiles(file: Path) -> dict[str, Tile]:
             f"wae_kernels chooses tiles without the stored ones: {error}", RuntimeWarning, stacklevel=2
         )
         return {}
-    known = {tuple(asdict(tile).items()): tile for precision in PRECISIONS for tile in candidates(precision)}
-    tiles = {name: known.get(tuple(fields.items())) for name, fields in entries.items()}
-    return {name: tile for name, tile in tiles.items() if tile is not None}
+    known = [tile for precision in PRECISIONS for tile in candidates(precision)]
+    return {name: tile for name, fields in entries.items() for tile in known if asdict(tile) == fields}
 
 
 @contextmanager
