@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from wae.data.dataset import Dataset
+from wae.data.dataset import Dataset, DatasetError
 from wae.data.loading import batches, fingerprint, to_device
 from wae.data.segmentation import SegmentationFolder
 from wae.errors import WaeError
@@ -37,8 +38,8 @@ from .losses import class_weights, weight_of
 from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized
 from .objective import Objective, trained
 from .optimization import learning_rate, optimizer_for, running_average
-from .plan import Plan, Stage
-from .processes import gathered, rank_and_world, summed
+from .plan import Plan, Stage, changed
+from .processes import broadcast, gathered, rank_and_world, summed
 from .sparsity import Masks
 from .state import Epoch, State, checked, read_epoch
 
@@ -124,6 +125,7 @@ def train(
         DivergedError: the loss or a gradient is not finite, in which case the weights are those before that
             step; or the loss of the test images is not finite after an epoch.
         TrainingError: none of the images of a step can be read.
+        DatasetError: processes have different images.
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
     observer = observer or Observer()
@@ -158,6 +160,10 @@ class _Run:
         self.observer = observer if self.rank == 0 else Observer()
         self.synchronizes = self.world > 1 and self.device.type == "cuda"
         self.workers, self.steps = workers, steps
+        self.data = {} if state is None and self.world == 1 else fingerprint(training)
+        if self.world > 1:
+            _require_same("training", self.data)
+            _require_same("test", {} if test is None else fingerprint(test))
         check_batch(plan, len(training))
         if plan.remeasure_norms and not hasattr(training, "plain"):
             raise ValueError(
@@ -166,7 +172,6 @@ class _Run:
             )
         self.history: list[Epoch] = []
         self.record = bytearray()  # of the history, for the checkpoint
-        self.data = {} if state is None else fingerprint(training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "float16")
 
     def all_stages(self, resume: bool) -> list[Epoch]:
@@ -425,6 +430,20 @@ class _Run:
         weights_file.load(path, self.model, optimizer if has_state else None, kept)
         if average is not None:
             average.n_averaged.fill_(1)  # any number except 0, which would start the average again
+
+
+def _require_same(kind: str, data: Mapping[str, Any]) -> None:
+    """Raise DatasetError, in all processes, unless they have the same images, of which each takes its share.
+
+    Args:
+        kind: "training" or "test", for the error.
+        data: the fingerprint of this process's images.
+    """
+    different = ", ".join(changed(data, broadcast(data)))
+    rank, _ = rank_and_world()
+    others = f"the {kind} images of process {rank} are not those of the first: they differ in {different}"
+    if found := gathered([others] if different else []):
+        raise DatasetError(found[0])
 
 
 def check_batch(plan: Plan, images: int) -> None:

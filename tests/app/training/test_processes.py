@@ -155,6 +155,47 @@ def test_an_infinite_loss_in_one_process_ends_the_training_in_all(tmp_path: Path
     run_in_two_processes(INFINITE, tmp_path)
 
 
+DIFFERENT = """
+import pytest, torch
+from torch import nn
+from wae.data.dataset import DatasetError, InMemory
+from wae.training.plan import Plan, Stage
+from wae.training.processes import is_first, joined
+from wae.training.trainer import train
+
+class Network(nn.Sequential):
+    def forward(self, images):
+        return super().forward(images.float())
+
+def images(count, labels):
+    made = torch.ones(count, 3, 4, 4, dtype=torch.uint8)
+    return InMemory(made, torch.arange(count) % 2, labels, False, 0)
+
+with joined("cpu"):
+    plan, same = Plan("x", (Stage("classifier", 1, 0.1),), 8), images(8, "ab")
+    renamed, fewer = (same if is_first() else other for other in (images(8, "ba"), images(6, "ab")))
+    for training, test, kind, what in (
+        (same, same, "", ""),
+        (renamed, same, "training", "labels "),
+        (same, renamed, "test", "labels "),
+        (fewer, same, "training", "number of images .6, not 8., "),
+    ):
+        model = Network(nn.Flatten(), nn.Linear(48, 2))
+        if not kind:
+            train(model, plan, training, test)
+            continue
+        wanted = f"^the {kind} images of process 1 are not those of the first: they differ in .*{what}"
+        with pytest.raises(DatasetError, match=wanted):
+            train(model, plan, training, test)
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_different_images_do_not_train(tmp_path: Path) -> None:
+    """Machines may have their own copies. Each process took its share of its own images and labels."""
+    run_in_two_processes(DIFFERENT, tmp_path)
+
+
 LOST = """
 import os, pytest, torch
 from torch import distributed as dist
