@@ -147,7 +147,7 @@ def _of_missing_layer(names: Sequence[str], body: nn.Module) -> str:
 
     Only the parts that ``body`` has are searched: a file may hold more, such as classifiers.
     """
-    layers = dict(body.named_modules())
+    layers = dict(body.named_modules(remove_duplicate=False))  # a layer may be used twice
     parts = {_top(key) for key in body.state_dict()} - set(CLASSIFIERS)
     return next((n for n in names if _top(n) in parts and n.rpartition(".")[0] not in layers), "")
 

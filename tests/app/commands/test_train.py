@@ -938,9 +938,9 @@ def test_a_body_is_loaded_from_another_networks_file(tmp_path, suffix):
 
 
 def staged(blocks, **others):
-    """A body with a stage of so many convolutions, as ResNets and the like have."""
+    """A body with a stage of so many convolutions, as ResNets and the like have, which is used twice."""
     stage = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, 1) for _ in range(blocks)))
-    return torch.nn.Sequential(OrderedDict(stem=torch.nn.Conv2d(3, 4, 3), stage=stage, **others))
+    return torch.nn.Sequential(OrderedDict(stem=torch.nn.Conv2d(3, 4, 3), stage=stage, again=stage, **others))
 
 
 def test_a_deeper_network_is_not_taken_for_the_body(tmp_path):
