@@ -33,6 +33,7 @@ from .shards import Shards, is_sharded, shards
 
 _FILES_OF_WORKER = 8  # that the main process opens at most: 2 pipes of 2 ends, and 2 batches of 2 tensors
 _FILES = 16  # that it opens besides, or that a worker opens; 6 were counted
+_NAMED = "fashion-mnist", "digits"
 
 
 def open_dataset(
@@ -63,17 +64,22 @@ def open_dataset(
             to the size of the first one. An :class:`Input` specifies completely how a file becomes an image.
 
     Raises:
-        DatasetError: there is no such data set, or it cannot be used.
+        DatasetError: there is no such data set, or it cannot be used; or ``source`` is a name, and also a
+            folder of images in the current one.
         ValueError: no input can have this ``size``: see :class:`wae.data.input.Input`.
     """
     folder = Path(source)
+    if source in _NAMED and (folder / "train").is_dir():
+        raise DatasetError(
+            f"{source}: is the name of a data set, and here also of a folder of images, which is ./{source}"
+        )
     fashion = source == "fashion-mnist"
     holds_idx = holds_fashion_mnist(folder)
     side = size.size if isinstance(size, Input) else size
     if (fashion or holds_idx or source == "digits") and side not in (None, 28):
         raise DatasetError(f"size: the images of {source} are 28 pixels wide; omit --size, got {side}")
     if fashion or holds_idx:
-        return fashion_mnist(None if fashion else folder, train, augment, seed)
+        return fashion_mnist(folder if holds_idx else None, train, augment, seed)
     if source == "digits":
         return digits(train, augment, seed)
     if not is_sharded(source) and not folder.is_dir():

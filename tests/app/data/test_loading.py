@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from wae.data import loading
 from wae.data.dataset import DatasetError, InMemory
-from wae.data.folder import image_folder
+from wae.data.folder import ImageFolder, image_folder
 from wae.data.images import ImageError
 from wae.data.input import Input
 from wae.data.loading import batches, fingerprint, open_dataset
@@ -163,6 +164,31 @@ def test_unknown_sources_are_refused(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DatasetError, match=message):
         open_dataset(source, True, True, 0)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
+def test_a_folder_with_the_name_of_a_data_set_is_not_overlooked(photos, tmp_path, monkeypatch, name):
+    """The digits of scikit-learn were used in its place."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).symlink_to(photos)
+    with pytest.raises(
+        DatasetError, match=rf"{name}: is the name of .* a folder of images, which is \./{name}$"
+    ):
+        open_dataset(name, True, False, 0)
+    for source in (f"./{name}", Path(name), tmp_path / name):
+        assert isinstance(open_dataset(source, True, False, 0), ImageFolder)
+
+
+def test_fashion_mnist_is_read_from_a_folder_of_that_name(tmp_path, monkeypatch):
+    """It is the same, but may not be installed."""
+    opened = []
+    monkeypatch.setattr(loading, "fashion_mnist", lambda folder, *options: opened.append(folder))
+    monkeypatch.chdir(tmp_path)
+    open_dataset("fashion-mnist", True, True, 0)
+    Path("fashion-mnist").mkdir()
+    Path("fashion-mnist/t10k-images-idx3-ubyte").touch()
+    open_dataset("fashion-mnist", True, True, 0)
+    assert opened == [None, Path("fashion-mnist")]
 
 
 def test_a_missing_folder_is_refused(tmp_path):
