@@ -45,7 +45,7 @@ class Objective(nn.Module):
         weights: Tensor | None = None,
     ) -> None:
         super().__init__()
-        _check(model, stage, teacher)
+        check(model, stage, teacher)
         self.model = model
         self.stage = stage
         self.teacher = [teacher]  # in a list, so that its parameters are not this module's
@@ -219,7 +219,8 @@ class InOrder(nn.Module):
         return scores[:, self.get_buffer("numbers")]
 
 
-def _check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:
+def check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:
+    """Raise ValueError if ``model`` does not fit ``stage``, or if a ``teacher`` is missing."""
     alone = stage.kind == "transform" and isinstance(model, AutoEncoder)
     if stage.kind != "classifier" and not (alone or isinstance(model, WAENetwork)):
         raise ValueError(f"a stage of kind {stage.kind} needs a WAE network, got {type(model).__name__}")

@@ -36,7 +36,7 @@ from .accuracy import Accuracy, PixelAccuracy, evaluate
 from .linear_start import start_linear
 from .losses import class_weights, weight_of
 from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized
-from .objective import Objective, trained
+from .objective import Objective, check, trained
 from .optimization import learning_rate, optimizer_for, running_average
 from .plan import Plan, Stage, changed
 from .processes import broadcast, gathered, rank_and_world, summed
@@ -165,6 +165,10 @@ class _Run:
             _require_same("training", self.data)
             _require_same("test", {} if test is None else fingerprint(test))
         check_batch(plan, len(training))
+        for stage in plan.stages:  # before the first begins
+            check(model, stage, teacher)
+            if _balances(stage) and not isinstance(training, SegmentationFolder):
+                raise ValueError("class_balance: needs training images with a class for each pixel")
         if plan.remeasure_norms and not hasattr(training, "plain"):
             raise ValueError(
                 "remeasure_norms: needs training images that are available without augmentation; "
@@ -238,10 +242,9 @@ class _Run:
         remeasure_norms(model, self.training.plain(), batch, self.device, kept_norms(model, self.plan), part)
 
     def _class_weights(self, stage: Stage) -> Tensor | None:
-        if not stage.class_balance or stage.kind == "transform":
+        if not _balances(stage):
             return None
-        if not isinstance(self.training, SegmentationFolder):
-            raise ValueError("class_balance: needs training images with a class for each pixel")
+        assert isinstance(self.training, SegmentationFolder)
         return class_weights(self.training.shares(), stage.class_balance).float().to(self.device)
 
     def _epoch(
@@ -430,6 +433,11 @@ class _Run:
         weights_file.load(path, self.model, optimizer if has_state else None, kept)
         if average is not None:
             average.n_averaged.fill_(1)  # any number except 0, which would start the average again
+
+
+def _balances(stage: Stage) -> bool:
+    """Whether the classes have weights in the cross entropy of ``stage``."""
+    return bool(stage.class_balance) and stage.kind != "transform"
 
 
 def _require_same(kind: str, data: Mapping[str, Any]) -> None:

@@ -1137,13 +1137,26 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path):
             lambda: torch.nn.Flatten(),
             "low_weight needs a WAE network, got Flatten",
         ),
-        (only(JOINT, start="linear"), tiny, "a learned encoder and a decoder"),
+        (
+            only(replace(JOINT, kind="classifier"), start="linear"),
+            tiny,
+            "a linear start needs a model with a learned encoder and a decoder",
+        ),
     ],
     ids=["batch", "parts", "decoder", "network", "teacher", "low classifier", "start"],
 )
 def test_a_plan_that_does_not_fit_is_refused(plan, model, message):
     with pytest.raises(ValueError, match=message):
         run(plan, model())
+
+
+def test_what_a_later_stage_lacks_is_an_error_before_the_first(tmp_path):
+    """It was one after the stages before, which may take hours."""
+    path = tmp_path / "state"
+    for entries, message in (({"mimic_weight": 1.0}, "needs a teacher"), ({"class_balance": 2.0}, "pixel")):
+        with pytest.raises(ValueError, match=message):
+            run(replace(PLAN, stages=(PLAN.stages[0], replace(JOINT, **entries))), state=path)
+        assert not path.exists()
 
 
 def test_a_teacher_is_in_evaluation_mode_while_training_and_in_its_own_mode_afterwards():
