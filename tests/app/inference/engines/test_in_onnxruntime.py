@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 from small_networks import needs
+from torch import nn
 
+from wae.difference import relative_difference
 from wae.inference import precision
+from wae.inference.engines import ENGINES
 from wae.inference.engines.in_file import to_onnx
 from wae.inference.engines.in_onnxruntime import onnx_session, quantize
 
@@ -15,13 +18,28 @@ def test_a_session_is_for_the_given_batch_size(tmp_path):
     """It is set by the dimension's name, for which torch.export would choose another."""
     needs("onnxruntime")
     images = torch.rand(2, 3, 4, 4)
-    network = to_onnx(torch.nn.Conv2d(3, 1, 3).eval(), [images], dynamic=True)
+    network = to_onnx(nn.Conv2d(3, 1, 3).eval(), [images], dynamic=True)
     (tmp_path / "network.onnx").write_bytes(network.SerializeToString())
     for_any, for_two = (onnx_session(tmp_path / "network.onnx", batch) for batch in (None, 2))
     assert torch.equal(for_any(images), for_two(images))
     assert for_any(images[:1]).shape == (1, 1, 2, 2)
     with pytest.raises(Exception, match="Got: 1 Expected: 2"):
         for_two(images[:1])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_a_grouped_transposed_convolution_stays_in_float32(groups):
+    """ONNX Runtime refused it: "operands could not be broadcast together", of its bias and its scales."""
+    engine, images = ENGINES["onnxruntime"], torch.randn(8, 3, 12, 12)
+    if reason := engine.why_not("cpu", "int8"):
+        pytest.skip(reason)
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, groups=groups), nn.Conv2d(8, 4, 3)
+    network = nn.Sequential(*layers).eval()
+    prepared = engine.make(network, [images[:1]], "int8", [[images]], [images])
+    found = engine.open(prepared, len(images), [images])(images)
+    assert 0 < relative_difference(found, network(images)) < 0.05
 
 
 def test_weights_have_7_bits_if_sums_saturate(tmp_path, monkeypatch):
