@@ -81,6 +81,7 @@ def quantized(
     traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
     before, exact = _torch_layers(traced, compared)
     _set_norms_apart(traced)
+    _set_numbers_apart(traced)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
     observed = pt2e.quantize_pt2e.prepare_pt2e(traced, quantizer)
@@ -110,6 +111,17 @@ def _set_norms_apart(module: fx.GraphModule) -> None:
         apart.meta["val"] = layer.meta["val"]  # without its source, by which the quantizer finds convolutions
         norm.replace_input_with(layer, apart)
     module.recompile()
+
+
+def _set_numbers_apart(module: fx.GraphModule) -> None:
+    """Hide additions of numbers, such as that in ``0 + layer(x)``, with which ``sum`` begins.
+
+    torchao joins an addition with the layer before it, and asserts that the other term is a tensor.
+    """
+    for operator in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor):
+        for node in module.graph.find_nodes(op="call_function", target=operator):
+            if not all(isinstance(term, fx.Node) for term in node.args[:2]):
+                node.meta["source_fn_stack"] = [(node.name, "")]  # by which the quantizer finds an addition
 
 
 def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:

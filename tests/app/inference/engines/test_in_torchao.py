@@ -81,6 +81,41 @@ def test_norms_that_others_share_are_not_folded(network):
     assert len(norms) == (0 if isinstance(network, Plain) else kept)
 
 
+class Sum(nn.Module):
+    """Python's ``sum`` adds its first term to 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)])
+
+    def forward(self, image):
+        return sum(layer(image) for layer in self.layers)
+
+
+class Swish(nn.Module):
+    """A hard swish as some networks write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, image):
+        return self.second(nn.functional.relu6(self.first(image) + 3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [Sum, Swish])
+def test_a_number_may_be_added_to_the_result_of_a_layer(make):
+    """An AssertionError of torchao was the reason why the engine did not take such networks."""
+    if reason := ENGINES["compile"].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    network = make().eval()
+    program, simulation = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
+    assert relative_difference(program.module()(_IMAGES), network(_IMAGES)) < 0.03
+    assert len(simulation.movements) == 2
+
+
 def test_a_graph_that_computes_something_else_is_not_quantized(network, monkeypatch):
     if isinstance(network, Plain):
         pytest.skip("it is folded rightly")
