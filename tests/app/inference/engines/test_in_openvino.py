@@ -3,8 +3,42 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from wae.inference.engines import in_openvino
+from wae.difference import relative_difference
+from wae.inference.engines import ENGINES, in_openvino
+
+
+def _norm(channels):
+    """A BatchNorm that changes its input much."""
+    norm = nn.BatchNorm2d(channels)
+    nn.init.normal_(norm.weight, 2, 0.5)
+    nn.init.normal_(norm.bias, 1)
+    return norm
+
+
+def _behind_a_relu():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), _norm(8), nn.Conv2d(8, 8, 3), nn.ReLU())
+
+
+def _first():
+    return nn.Sequential(_norm(3), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("make", [_behind_a_relu, _first])
+def test_layers_behind_a_norm_are_simulated_right(make):
+    """They were off by half and more, so that kernels as wrong as that passed the check against them."""
+    engine, images = ENGINES["openvino"], torch.randn(4, 3, 12, 12)
+    if reason := engine.why_not("cpu", "int8"):
+        pytest.skip(reason)
+    network = make().eval()
+    simulation = engine.make(network, [images[:1]], "int8", [[images]], [images]).simulation
+    assert torch.allclose(simulation.exact[0], network(images), atol=1e-4)
+    assert 0 < relative_difference(simulation.results[0], simulation.exact[0]) < 0.05
+    assert len(simulation.movements) == 2
+    assert all(0 < movement.difference < 0.05 for movement in simulation.movements)
 
 
 def test_layers_end_before_the_sum_with_a_shortcut():
