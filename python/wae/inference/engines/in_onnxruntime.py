@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wae.inference import precision
 from wae.progress import track
 from wae.storage.files import temporary_folder
 
 from .engine import Engine, Prepared, Run, Samples
 from .in_file import BATCH, PACKAGES, InFile, kept_folder, one_or_more, to_onnx
-from .int8 import ByteInput, Simulation, errors_only, movements_between, require_same
+from .int8 import ByteInput, Simulation, errors_only, movements_between, require_same, saturates
 
 
 def _prepare(
@@ -105,8 +104,7 @@ def quantize(path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            # without VNNI the CPU adds pairs of products in 16 bits, which 8-bit weights could overflow
-            reduce_range=not precision.native("int8", torch.device("cpu")),
+            reduce_range=saturates(),
         )
         simulation = _simulation(prepared, quantized, compared)
         path.write_bytes(quantized.read_bytes())

@@ -18,7 +18,7 @@ from wae.inference import signal_stack
 
 from .engine import Engine, Prepared, Run, Samples
 from .in_file import PACKAGES, InFile, kept_folder, one_or_more, to_onnx
-from .int8 import ByteInput, Simulation, movements_between, require_same
+from .int8 import ByteInput, Simulation, movements_between, require_same, saturates
 
 
 @signal_stack.kept()
@@ -113,7 +113,9 @@ def _quantized(
 
         nncf.set_log_level(logging.ERROR)
         data = nncf.Dataset([[x.contiguous().numpy() for x in sample] for sample in samples])
-        quantized = nncf.quantize(model, data, subset_size=len(samples))
+        fix = nncf.OverflowFix.ENABLE if saturates() else nncf.OverflowFix.FIRST_LAYER
+        options = nncf.AdvancedQuantizationParameters(overflow_fix=fix)
+        quantized = nncf.quantize(model, data, subset_size=len(samples), advanced_parameters=options)
     (before, exact), (after, results) = (_layers(network, compared) for network in (model, quantized))
     return quantized, Simulation(movements_between(before, after), exact, results)
 

@@ -16,7 +16,7 @@ from wae.inference.programs import any_batch, as_bytes, exported, several
 from wae.progress import track
 
 from .engine import Prepared, Run
-from .int8 import Simulation, errors_only, listed, movements_between, require_same
+from .int8 import Simulation, errors_only, listed, movements_between, require_same, saturates
 
 
 class InTorchAO(Prepared):
@@ -83,7 +83,7 @@ def quantized(
     _set_norms_apart(traced)
     _set_numbers_apart(traced)
     quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=saturates()))
     observed = pt2e.quantize_pt2e.prepare_pt2e(traced, quantizer)
     require_same(module, copy.deepcopy(observed), [inputs, *samples])  # a copy, because it observes
     for sample in track(samples, "calibrating"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wae.difference import relative_difference
-from wae.inference.precision import tolerance
+from wae.inference import precision
 
 
 class Movement(NamedTuple):
@@ -44,6 +44,11 @@ class ByteInput(NamedTuple):
     zero_point: int
     dtype: torch.dtype
     """uint8 or int8."""
+
+
+def saturates() -> bool:
+    """Whether the CPU, without VNNI, adds pairs of products in 16 bits, which 8-bit numbers may overflow."""
+    return not precision.native("int8", torch.device("cpu"))
 
 
 def listed(results: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -82,7 +87,7 @@ def require_same(module: nn.Module, run: Callable[..., Any], sets: Iterable[Sequ
 
 
 def _is_near(found: Tensor, wanted: Tensor) -> bool:
-    most = tolerance(wanted.dtype, wanted.device)
+    most = precision.tolerance(wanted.dtype, wanted.device)
     return found.shape == wanted.shape and relative_difference(found, wanted) <= most
 
 

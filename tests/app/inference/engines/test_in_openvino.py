@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from wae.difference import relative_difference
+from wae.inference import precision
 from wae.inference.engines import ENGINES, in_openvino
 
 
@@ -39,6 +40,26 @@ def test_layers_behind_a_norm_are_simulated_right(make):
     assert 0 < relative_difference(simulation.results[0], simulation.exact[0]) < 0.05
     assert len(simulation.movements) == 2
     assert all(0 < movement.difference < 0.05 for movement in simulation.movements)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_weights_have_7_bits_if_sums_saturate(monkeypatch):
+    """Only those of the first layer had: the results of others were wrong by 40 % without VNNI."""
+    engine, images = ENGINES["openvino"], torch.randn(4, 3, 12, 12)
+    if reason := engine.why_not("cpu", "int8"):
+        pytest.skip(reason)
+    network, quantized, models = _behind_a_relu().eval(), in_openvino._quantized, []
+    kept = lambda *given: models.append(quantized(*given)) or models[-1]  # noqa: E731
+    monkeypatch.setattr(in_openvino, "_quantized", kept)
+    for native, largest in ((True, 127), (False, 64)):
+        monkeypatch.setattr(precision, "native", lambda *_, native=native: native)
+        prepared = engine.make(network, [images[:1]], "int8", [[images]], [images])
+        weights = [op.data for op in models[-1][0].get_ops() if op.get_type_name() == "Constant"]
+        weights = [array.astype(int) for array in weights if array.dtype == np.int8 and array.ndim == 4]
+        assert max(np.abs(array).max() for array in weights) in (largest - 1, largest)
+    run = engine.open(prepared, len(images), [images])
+    assert relative_difference(run(images), network(images)) < 0.05
 
 
 def test_layers_end_before_the_sum_with_a_shortcut():

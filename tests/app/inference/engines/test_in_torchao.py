@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from wae.difference import relative_difference
+from wae.inference import precision
 from wae.inference.engines import ENGINES, EngineError, in_torchao
 
 pytestmark = pytest.mark.slow
@@ -114,6 +115,22 @@ def test_a_number_may_be_added_to_the_result_of_a_layer(make):
     program, simulation = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
     assert relative_difference(program.module()(_IMAGES), network(_IMAGES)) < 0.03
     assert len(simulation.movements) == 2
+
+
+@torch.no_grad()
+def test_images_have_7_bits_if_sums_saturate(monkeypatch):
+    """They had 8: the results of two convolutions were wrong by 38 % without VNNI."""
+    if reason := ENGINES["compile"].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).eval()
+    for native, largest in ((True, 255), (False, 127)):
+        monkeypatch.setattr(precision, "native", lambda *_, native=native: native)
+        program, _ = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
+        steps = [node for node in program.graph.nodes if "quantize_per_tensor" in str(node.target)]
+        assert {node.args[4] for node in steps} == {largest}
+    found = in_torchao.lowered(program, len(_IMAGES))(_IMAGES)
+    assert relative_difference(found, network(_IMAGES)) < 0.05
 
 
 def test_a_graph_that_computes_something_else_is_not_quantized(network, monkeypatch):
