@@ -111,7 +111,7 @@ def require_simulated(engine: str, results: Sequence[Tensor], number: int, simul
         relative_difference(torch.cat([x[:number].flatten() for x in of]), exact)
         for of in (results, simulation.results)
     )
-    if not found <= max(_ROUNDING, _FARTHER * wanted):  # also if it is NaN
+    if not found <= max(_ROUNDING, _FARTHER * wanted) or math.isinf(found):  # also if it is NaN
         raise DisagreementError(
             f"{engine}'s int8 kernels give results that differ by {found:.3g} from those in float32 (norm of "
             f"the difference over norm of the results), but its quantized network only by {wanted:.3g}"
@@ -178,14 +178,14 @@ def require_equal(what: str, scores: Tensor, expected: Tensor, most: float) -> f
         most: the largest difference that is accepted: see :func:`.precision.tolerance`.
 
     Raises:
-        DisagreementError: the shapes differ, or the difference is NaN or larger than ``most``.
+        DisagreementError: the shapes differ, or the difference is not finite or larger than ``most``.
     """
     if scores.shape != expected.shape:
         raise DisagreementError(
             f"{what} gives scores of shape {tuple(scores.shape)}, the model of {tuple(expected.shape)}"
         )
     difference = relative_difference(scores, expected)
-    if not difference <= most:  # also if it is NaN
+    if not difference <= most or math.isinf(difference):  # also if it is NaN
         raise DisagreementError(
             f"{what} gives scores that differ from the model's by {difference:.3g}, more than "
             f"{most:g} (norm of the difference over norm of the scores)"

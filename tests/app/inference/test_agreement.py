@@ -25,10 +25,12 @@ from wae.inference.agreement import (
     dependence_on_number,
     require_equal,
     require_no_drop,
+    require_simulated,
 )
 from wae.inference.calibration import Calibration
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, EngineError
+from wae.inference.engines.int8 import Simulation
 from wae.inference.export import export
 from wae.models.classifier import WAEClassifier
 from wae_kernels.nn import Encoder
@@ -110,6 +112,45 @@ class InPlace(nn.Sequential):
 
     def forward(self, image):
         return super().forward(image.sub_(0.5).div_(0.25))
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("exact", "simulated", "found", "right"),
+    [
+        ([1, 2], [1.1, 2], [1.1, 2.2], True),
+        ([1, 2], [1.1, 2], [1.1, 3], False),
+        ([0, 0], [0, 0], [0, 0], True),
+        ([0, 0], [0, 0.1], [0.1, 0], True),
+        ([0, 0], [0, 0], [0, 0.1], False),
+        ([7, 7], [7, 7], [7, 7], True),
+        ([7, 7], [7, 7], [7, 8], False),
+        ([7, 7], [7, NAN], [7, 7], True),
+        ([1, 2], [1, 2], [1, NAN], False),
+        ([1, NAN], [1, 2], [1, 2], False),
+        ([1, 2], [1, INF], [1, INF], False),
+        ([1, INF], [1, INF], [1, INF], False),
+    ],
+)
+def test_int8_kernels_are_compared_with_the_simulation_whatever_the_results(exact, simulated, found, right):
+    """Zeros and constants too. Infinite differences were accepted if the simulation's was infinite."""
+    exact, simulated, found = ([torch.tensor([x, [9.0, 9.0]])] for x in (exact, simulated, found))
+    found[0][1] = 0.0  # fills the batch
+    given = "an_engine", found, 1, Simulation([], exact, simulated)
+    if right:
+        require_simulated(*given)
+    else:
+        with pytest.raises(DisagreementError, match="an_engine's int8 kernels give results that differ"):
+            require_simulated(*given)
+
+
+@pytest.mark.parametrize("score", [INF, NAN])
+def test_scores_that_are_not_finite_are_as_far_as_no_limit_allows(score):
+    """Infinite ones passed in int8, whose own limit is `max_drop`."""
+    with pytest.raises(DisagreementError, match=r"differ from the model's by (inf|nan)"):
+        require_equal("the model", torch.tensor([score]), torch.ones(1), INF)
 
 
 @pytest.mark.parametrize("images", [None, torch.randn(20, 3, *SIZE)], ids=["alone", "with calibration"])
