@@ -153,13 +153,15 @@ def _take_bytes(folder: Path) -> Sequence[ByteInput]:
 
 
 _ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_OF_OUTPUT = "_QuantizeLinear_Input"  # follows the name of a layer whose rounded result is an output
 
 
 def _simulation(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> Simulation:
     # In int8 a layer before a ReLU has the name of the ReLU's result, but negative values are cut only later.
     before, exact = _onnx_results(prepared, inputs, _ONNX_LAYERS)
     rectified, _ = _onnx_results(prepared, inputs, ("Relu",))
-    after, results = _onnx_results(quantized, inputs, _ONNX_LAYERS)
+    found, results = _onnx_results(quantized, inputs, _ONNX_LAYERS)
+    after = {name.removesuffix(_OF_OUTPUT): x for name, x in found.items()}
     after = {name: x.relu() if name in rectified else x for name, x in after.items()}
     return Simulation(movements_between(before | rectified, after), exact, results)
 

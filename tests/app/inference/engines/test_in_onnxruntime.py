@@ -40,6 +40,7 @@ def test_a_grouped_transposed_convolution_stays_in_float32(groups):
     prepared = engine.make(network, [images[:1]], "int8", [[images]], [images])
     found = engine.open(prepared, len(images), [images])(images)
     assert 0 < relative_difference(found, network(images)) < 0.05
+    assert len(prepared.simulation.movements) == 3  # the last layer's was missing
 
 
 def test_weights_have_7_bits_if_sums_saturate(tmp_path, monkeypatch):
