@@ -176,7 +176,11 @@ def _session(options: argparse.Namespace) -> Session:
 
 
 def _check_start(options: argparse.Namespace) -> None:
-    """Raise UsageError if ``--original`` is combined with another option for the initial weights."""
+    """Raise UsageError if there is no ``--device`` of this name, or two options name the initial weights."""
+    from wae.training.processes import named_device
+
+    if options.device is not None:
+        named_device(options.device)
     for name in ("weights", "body_weights", "autoencoder"):
         if options.original and getattr(options, name):
             raise UsageError(f"--original and --{name.replace('_', '-')}: need one of them, got both")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wae.data.dataset import DatasetError
 from wae.errors import UsageError
+from wae.training.processes import named_device
 
 from .reproduction.claim import Claim, Job
 from .reproduction.results import NotTrained, Result, read_result, tidy, weights_path
@@ -56,8 +57,10 @@ def run(
         DatasetError: the data are missing or not the published ones.
         CheckpointError: ``folder`` belongs to another plan or claim, or to other images, or is damaged.
         TrainingError: a training ended without a result.
-        UsageError: a training whose weights another needs is neither among the ``wanted`` nor finished.
+        UsageError: there is no such device, or a training whose weights another needs is neither among the
+            ``wanted`` nor finished.
     """
+    named_device(device)  # which the workers use only when the data are prepared
     with contextlib.suppress(DatasetError):  # raised below if something is to be trained
         claim = claim.on(data)
     todo = open_jobs(folder, wanted, claim)

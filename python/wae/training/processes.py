@@ -158,6 +158,14 @@ def _check_environment() -> None:
             raise ValueError(f"{name} must be a whole number, got {text!r}; torchrun sets it")
 
 
+def named_device(name: str) -> torch.device:
+    """The device called ``name``, which is not used. Raises UsageError if no machine has such a device."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name}: {first_line(error)}") from None
+
+
 def usable_device(name: str | None) -> torch.device:
     """The device called ``name``: see :func:`joined`. Raises ValueError if it cannot be used here.
 
@@ -167,10 +175,7 @@ def usable_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"there is no device {name}: {first_line(error)}") from None
+    device = named_device(name)
     try:
         torch.empty(1, device=device).item()  # fails on "meta"
     except (AssertionError, RuntimeError) as error:

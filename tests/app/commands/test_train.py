@@ -575,6 +575,12 @@ def test_without_a_plan_too_an_unknown_network_is_named_before_the_data_are_read
     assert "there is no network vgg99; known are" in errors(capsys)
 
 
+def test_without_a_plan_too_a_device_that_does_not_exist_is_named_before_the_data_are_read(tmp_path, capsys):
+    arguments = ("--data", tmp_path / "nowhere", "--device", "abacus", "-o", tmp_path / "out")
+    assert run("train", *arguments) == 2
+    assert "there is no device abacus: " in errors(capsys)
+
+
 def test_the_default_image_size_fits_the_images(tmp_path):
     for side, size in ((20, 64), (100, 96), (120, 128), (130, 128), (900, 224)):
         folder = tmp_path / str(side)

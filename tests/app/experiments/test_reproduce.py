@@ -11,6 +11,7 @@ from reproductions import DIGITS, TINY
 
 from wae import progress
 from wae.cli import main
+from wae.errors import UsageError
 from wae.experiments import reproduce
 from wae.experiments.machine import machine
 from wae.experiments.pruning import PruningError
@@ -63,8 +64,14 @@ def test_an_error_in_a_training_is_reported(tmp_path):
 @pytest.mark.slow
 def test_a_device_that_cannot_be_used_is_reported(tmp_path):
     """It was a traceback."""
-    with pytest.raises(ValueError, match="there is no device nonsense: "):
-        reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], DIGITS, 1, device="nonsense")
+    with pytest.raises(ValueError, match="device meta cannot be used here: "):
+        reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], DIGITS, 1, device="meta")
+
+
+def test_a_device_that_does_not_exist_is_named_before_the_data_are_prepared(tmp_path):
+    """All photos were decoded first."""
+    with pytest.raises(UsageError, match="there is no device nonsense: "):
+        reproduce.run(tmp_path, "nowhere", [Job("14 x 14", 0)], DIGITS, 1, device="nonsense")
 
 
 class WithoutFull(FashionMnist):
