@@ -79,8 +79,8 @@ def quantized(
     shapes, inputs = any_batch(module, inputs), several(inputs)
     # strict, because the quantizer matches a layer's parts by their source in Python, which only it records
     traced = torch.export.export(module, tuple(inputs), dynamic_shapes=shapes, strict=True).module()
-    before, exact = _torch_layers(traced, compared)
     _set_norms_apart(traced)
+    before, exact = _torch_layers(traced, compared)
     _set_numbers_apart(traced)
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=saturates()))
@@ -138,7 +138,10 @@ def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., 
 
 
 class _Layers(fx.Interpreter):
-    """Runs a graph and keeps the results of its convolutions and linear layers, by name."""
+    """Runs a graph and keeps the results of its convolutions and linear layers, by name.
+
+    If a BatchNorm reads a layer, it keeps the norm's results for it, because torchao folds the norm into it.
+    """
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -152,6 +155,9 @@ class _Layers(fx.Interpreter):
             torch.ops.aten.linear.default,
         ):
             self.kept[node.name] = result
+        layer = node.all_input_nodes[0].name if node.target == torch.ops.aten.batch_norm.default else ""
+        if layer in self.kept:
+            self.kept[layer] = result
         return result
 
 

@@ -75,6 +75,7 @@ def test_norms_that_others_share_are_not_folded(network):
     program, simulation = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
     assert relative_difference(program.module()(_IMAGES), network(_IMAGES)) < 0.03
     assert simulation.movements
+    assert all(0 < movement.difference < 0.05 for movement in simulation.movements)  # it was 3.6 in "plain"
     assert torch.equal(simulation.exact[0], network(_IMAGES))
     assert torch.equal(simulation.results[0], program.module()(_IMAGES))
     norms = [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
