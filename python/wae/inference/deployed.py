@@ -95,6 +95,7 @@ class Deployed:
             EngineError, DisagreementError: the engine cannot be prepared for another number of images.
         """
         self._check(images)
+        images = _plain(images)
         with self._lock, undisturbed(images.device):
             inputs = self._front(images)
             are_finite = self._finite(images, inputs)
@@ -231,6 +232,12 @@ class Deployed:
             raise TypeError(f"images must be one of {', '.join(IMAGES)}, got {images.dtype}")
         if images.device != self._front.device:
             raise ValueError(f"images must be on {self._front.device}, got {images.device}")
+
+
+def _plain(images: Tensor) -> Tensor:
+    """``images`` as a plain tensor, if only their class is a library's: a compiler may refuse that class."""
+    has_own_memory = type(images).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return images.as_subclass(Tensor) if has_own_memory else images
 
 
 def _is_transformed(images: Tensor) -> bool:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from wae.models.plain import is_plain
+
+from .one_thread import ONE_THREAD
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +26,15 @@ class _Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._around = _autocast()
+        self._around, self._thread = _autocast(), threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """See fx.Tracer, which takes the calls of all modules in the process for parts of the trace."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
         """See fx.Tracer, which calls it while the module's own code runs."""
@@ -45,8 +56,9 @@ def traced(module: nn.Module) -> fx.GraphModule | None:
     if not is_plain(module) or _has_optional_arguments(module):
         return None
     try:
-        tracer = _Tracer()
-        return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
+        with ONE_THREAD:
+            graph = _Tracer().trace(module)
+        return fx.GraphModule(module, graph, type(module).__name__)
     except Exception as error:  # the module's own code may raise anything when it is traced
         _log.debug("torch.fx cannot trace %s: %s", type(module).__name__, error)
         return None

@@ -6,6 +6,8 @@ import pickle
 import re
 import subprocess
 import sys
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -245,6 +247,38 @@ def test_calls_from_several_threads(engine, model):
         for _ in range(25):
             for scores, wanted in zip(pool.map(deployed, images), expected, strict=True):
                 assert torch.equal(scores, wanted)
+
+
+def test_only_one_thread_prepares_a_network(model, monkeypatch):
+    """Exporters fail otherwise, and what they set in the process, such as warnings' filters, would stay."""
+    active, most = [], []
+
+    def prepare(module, inputs, *_):
+        active.append(module)
+        time.sleep(0.1)
+        most.append(len(active))
+        active.remove(module)
+        return InPyTorch(module, inputs, lambda m, *_: m)
+
+    monkeypatch.setitem(ENGINES, "slow", Engine("slow", ("cpu",), {}, prepare))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: deploy(model, SIZE, engine="slow"), range(2)))
+    assert most == [1, 1]
+    assert warnings.filters == before
+
+
+class OfALibrary(torch.Tensor):
+    """A tensor with another class and nothing else, as fastai and MONAI have them."""
+
+
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
+def test_images_of_a_class_of_their_own(engine, stock):
+    """Compiled code failed with them."""
+    images = torch.randn(1, 3, *SIZE)
+    scores = deploy(stock, SIZE, engine=engine)(images.as_subclass(OfALibrary))
+    assert type(scores) is torch.Tensor
+    assert_close(scores, stock(images))
 
 
 def test_repr(model):

@@ -1,5 +1,7 @@
 """Folding BatchNorms into convolutions, only where that does not change what the network computes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.folding import fold
+from wae.inference.tracing import traced
 
 
 def norms(network):
@@ -317,3 +320,24 @@ def test_a_norm_over_tokens_is_not_folded_into_the_matrix_before_it():
     deployed, images = deploy(network, SIZE, engine="eager"), torch.randn(2, 3, *SIZE)
     assert_close(deployed(images), network(images))
     assert norms(deployed._prepared._module) == 0  # that behind the convolution
+
+
+class CallingElsewhere(nn.Module):
+    """Calls ``other`` in another thread while its own forward pass runs, or is traced."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.layer, self.others = nn.Conv2d(3, 4, 3), []
+        self._call = lambda images: self.others.append(other(images))
+
+    def forward(self, image):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self._call, torch.ones(1, 3, *SIZE)).result()
+        return self.layer(image)
+
+
+def test_a_trace_leaves_calls_in_other_threads_alone(stock):
+    """torch.fx replaces the call of every module in the process: networks in use failed meanwhile."""
+    network = CallingElsewhere(stock).eval()
+    assert [node.target for node in traced(network).graph.nodes] == ["image", "layer", "output"]
+    assert_close(*network.others, stock(torch.ones(1, 3, *SIZE)))

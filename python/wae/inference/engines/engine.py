@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wae.errors import WaeError
 from wae.inference import precision
+from wae.inference.one_thread import ONE_THREAD
 from wae.storage.files import full_disk
 from wae_kernels import backends
 
@@ -178,9 +179,10 @@ def as_engine_error(what: str) -> Iterator[None]:
     """Turn every exception in the block into an EngineError that begins with ``what``, and hide warnings.
 
     An EngineError stays as it is, and so does the OSError of a full disk, which is not the network's fault.
+    Such blocks run in one thread at a time: see :data:`wae.inference.one_thread.ONE_THREAD`.
     """
     try:
-        with warnings.catch_warnings():
+        with ONE_THREAD, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # engines and exporters warn about their own internals
             yield
     except EngineError:
