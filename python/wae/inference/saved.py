@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from wae.errors import WaeError
 from wae.storage.files import read_json, sha256
 from wae_kernels.nn import Encoder, ScoreDecoder
 
@@ -24,6 +26,8 @@ from .front import End, Front
 from .precision import DTYPES
 from .saving import ABOUT, ENCODER, ENCODERS, END, FORMATS, INSTRUCTIONS, SavedError, check_name, made_by
 from .undisturbed import undisturbed
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +53,22 @@ def load_deployed(folder: Path | str, rebuild: bool = False) -> Deployed:
 
 
 def _loaded(folder: Path, rebuild: bool) -> Deployed:
+    """The network in ``folder``; if another process replaces the folder meanwhile, the new one.
+
+    The parts of two networks would be a network whose scores are wrong.
+    """
     check_name(folder)
     about = _about(folder)
+    try:
+        deployed = _assembled(folder, about, rebuild)
+    except (WaeError, OSError):
+        if _about(folder)["files"] == about["files"]:
+            raise
+        return _loaded(folder, rebuild)
+    return deployed if _about(folder)["files"] == about["files"] else _loaded(folder, rebuild)
+
+
+def _assembled(folder: Path, about: Mapping[str, Any], rebuild: bool) -> Deployed:
     for name, wanted in about["files"].items():
         path = folder / name
         if not path.is_file() or sha256(path) != wanted:
@@ -172,9 +190,16 @@ def _end(folder: Path, dtype: torch.dtype, size: tuple[int, ...], front: Front) 
     tensors = _tensors(folder / END)
     with _fitting(folder / END):
         classes, width = tensors["low.weight"].shape[:2]
-        decoder = ScoreDecoder(classes, len(tensors["high.weight"]), width)
-        decoder.load_state_dict(tensors)
-    return End(decoder.to(dtype).eval(), size, front)
+        make = partial(ScoreDecoder, classes, len(tensors["high.weight"]), width)
+        return End(_filled(make, tensors, dtype), size, front)
+
+
+def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> _Module:
+    """The module that ``make`` returns, with ``tensors`` as its state, in ``dtype``."""
+    with torch.device("meta"):  # initial weights would take random numbers from the caller's generator
+        module = make()
+    module.to_empty(device="cpu").load_state_dict(tensors)
+    return module.to(dtype).eval()
 
 
 def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: bool) -> Front:
@@ -184,9 +209,7 @@ def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: 
         with _fitting(folder / ENCODER):
             scale, shift = tensors.pop("image_scale"), tensors.pop("image_shift")
             _upgrade(tensors)
-            encoder = _encoder(ENCODERS[about["encoder"]], tensors)
-            encoder.load_state_dict(tensors)
-        encoder = encoder.to(dtype).eval()
+            encoder = _filled(partial(_encoder, ENCODERS[about["encoder"]], tensors), tensors, dtype)
     elif about["scales"]:
         scale, shift = torch.ones(3), torch.zeros(3)  # only a mark: the network applies its own
     inputs = about["inputs"]

@@ -11,13 +11,13 @@ from unittest import TestCase
 import pytest
 import safetensors.torch
 import torch
-from small_networks import SIZE, needs, photos
+from small_networks import SIZE, needs, photos, small_wae
 from test_export import foreign_paths
 from test_int8 import images, int8
 from torch import nn
 
 import wae
-from wae.inference import encoder_int8, saving
+from wae.inference import encoder_int8, saved, saving
 from wae.inference.agreement import DisagreementError
 from wae.inference.deploy import deploy
 from wae.inference.engines import ENGINES, EngineError, in_torchao
@@ -175,6 +175,28 @@ def test_an_encoder_with_its_own_forward_is_not_saved(model, tmp_path):
 def folder(model, tmp_path):
     deploy(model, SIZE, engine="eager").save(tmp_path / "net")
     return tmp_path / "net"
+
+
+@pytest.mark.parametrize("part", ["_tensors", "sha256"], ids=["between its parts", "between its checks"])
+def test_a_folder_that_is_replaced_while_it_is_loaded(part, folder, monkeypatch):
+    """The encoder was that of the new network, in front of the old one; or a file was said to be damaged."""
+    new, read = deploy(small_wae(), SIZE, engine="eager"), getattr(saved, part)
+
+    def replaced(path):
+        monkeypatch.setattr(saved, part, read)
+        new.save(folder, force=True)
+        return read(path)
+
+    monkeypatch.setattr(saved, part, replaced)
+    images = photos(1)
+    assert torch.allclose(wae.load_deployed(folder)(images), new(images), rtol=1e-5, atol=1e-5)
+
+
+def test_loading_draws_no_random_numbers(folder):
+    """The layers' initial weights, which are overwritten, were some."""
+    before = torch.get_rng_state()
+    wae.load_deployed(folder)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_folder_is_replaced_only_by_force_and_only_if_it_holds_a_network(model, folder, tmp_path):
