@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,12 +112,17 @@ def machine(about: dict[str, Any]) -> str:
     known = about["machine"]
     limited = known.get("limits", {})
     limits = ", ".join(f"`{name}={value}`" for name, value in limited.items())
-    has_matrices = any(name.startswith("amx") for name in known["instructions"])
-    matrix = has_matrices and "ONEDNN_MAX_CPU_ISA" not in limited
     return (
-        f"{known['processor']}{' with AMX' if matrix else ''}, {counted(known['threads'], 'thread')}"
-        f"{f', limited by {limits}' if limits else ''}"
+        f"{known['processor']}{_instructions(known['instructions'], limited)}, "
+        f"{counted(known['threads'], 'thread')}{f', limited by {limits}' if limits else ''}"
     )
+
+
+def _instructions(known: Sequence[str], limited: Mapping[str, str]) -> str:
+    """What the name of a processor does not tell: instructions that some of that name lack."""
+    if any(name.startswith("amx") for name in known) and "ONEDNN_MAX_CPU_ISA" not in limited:
+        return " with AMX"
+    return " without AVX-512" if "avx2" in known and "avx512_f" not in known else ""
 
 
 def provenance(about: dict[str, Any]) -> str:

@@ -98,13 +98,15 @@ def test_a_run_on_a_quiet_machine_is_not_called_unreliable(tmp_path: Path) -> No
     assert "## In reduced precision" in report.everything([], alone)
 
 
-def test_the_matrix_unit_is_named() -> None:
-    about = {"machine": {"processor": "X", "threads": 2, "instructions": ["avx2", "amx_int8"]}}
+def test_the_instructions_that_processors_of_one_name_differ_in_are_named() -> None:
+    about = {"machine": {"processor": "X", "threads": 2, "instructions": ["avx2", "avx512_f", "amx_int8"]}}
     assert deployed.machine(about) == "X with AMX, 2 threads"
     about["machine"]["limits"] = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     assert deployed.machine(about) == "X, 2 threads, limited by `ONEDNN_MAX_CPU_ISA=AVX2`"
-    about["machine"] = {"processor": "X", "threads": 2, "instructions": ["avx2"]}
+    about["machine"] = {"processor": "X", "threads": 2, "instructions": ["avx2", "avx512_f"]}
     assert deployed.machine(about) == "X, 2 threads"
+    about["machine"] = {"processor": "X", "threads": 2, "instructions": ["avx2"]}
+    assert deployed.machine(about) == "X without AVX-512, 2 threads"
 
 
 def test_a_limited_run_has_its_own_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

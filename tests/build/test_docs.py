@@ -380,7 +380,7 @@ def test_the_ratios_in_int8_in_the_readme_are_those_of_the_results() -> None:
         ]
         return " to ".join(dict.fromkeys(f"{ratio:.1f}" for ratio in (min(found), max(found))))
 
-    (one, eight), (deep, wide) = ([ratios(n, "AMD EPYC", b) for b in (1, 8)] for n in ("resnet50", "vgg16"))
+    (one, eight), (deep, wide) = ([ratios(n, "AMD EPYC, ", b) for b in (1, 8)] for n in ("resnet50", "vgg16"))
     assert f"WAE-ResNet50 is {one} times as fast as ResNet50 for one image and {eight} times for" in readme
     assert f"WAE-VGG16 is {deep} and {wide} times as fast as VGG16" in readme
     amx = [ratios(network, "Intel(R) Xeon(R) Processor with AMX", 1, 8) for network in ("resnet50", "vgg16")]
