@@ -409,6 +409,7 @@ def test_the_accuracies_in_the_readme_are_those_of_the_results() -> None:
         ("mobilenet_deconv at 90 x 120", ("camvid-mobilenet_deconv-90x120", *LARGER_DECONV[1:])),
         ("ENet at 90 x 120", ("camvid-enet-90x120", *CAMVID[1:])),
         ("compensated", LARGER),
+        ("compensated at 90 x 120", ("camvid-mobilenet_deconv_compensated-90x120", *LARGER[1:])),
     ],
 )
 def test_the_table_of_re_estimated_statistics_is_that_of_the_results(
