@@ -47,6 +47,7 @@ def test_the_network_and_its_baselines_see_the_same_images_and_teacher(tmp_path,
 def test_a_checkpoint_of_another_plan_is_refused_with_the_remedy(tmp_path):
     task = task_of(tmp_path)[0]
     plan = plan_for(task, 20, NO_TEACHER)
+    plan = replace(plan, stages=(replace(plan.stages[-1], kind="classifier"),))
     state = tmp_path / TRIALS / "head.safetensors"
     state.parent.mkdir()
     weights_file.save(state, task.original.network, {"plan": replace(plan, batch=plan.batch + 1).as_dict()})
