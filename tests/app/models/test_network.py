@@ -118,6 +118,17 @@ def test_modules_with_hooks_or_pruning_are_not_folded(
     assert isinstance(folded.high_norm, nn.BatchNorm2d) == both
 
 
+def folded_like(make: Make, change: Callable[[WAENetwork], object]) -> WAENetwork:
+    """A changed network with folded normalisations, after a check that it has the same scores."""
+    model, photo = make(AutoEncoder(), None), image()
+    set_statistics(model)
+    change(model)
+    with torch.no_grad():
+        expected, folded = model.eval()(photo), fold_normalization(model)
+        torch.testing.assert_close(folded(photo), expected, rtol=1e-4, atol=1e-4)
+    return folded
+
+
 class Doubling(Encoder):
     """An encoder with its own forward."""
 
@@ -146,14 +157,7 @@ def test_encoders_that_are_wrapped_or_have_their_own_forward_are_not_folded(
     make: Make, change: Callable[[WAENetwork], object]
 ) -> None:
     """A wrapper that checkpoints has the attributes of its module, so it was given the folded branches."""
-    model, photo = make(AutoEncoder(), None), image()
-    set_statistics(model)
-    change(model)
-    model.eval()
-    with torch.no_grad():
-        folded = fold_normalization(model)
-        torch.testing.assert_close(folded(photo), model(photo), rtol=1e-4, atol=1e-4)
-    assert isinstance(folded.low_norm, nn.BatchNorm2d)
+    assert isinstance(folded_like(make, change).low_norm, nn.BatchNorm2d)
 
 
 def with_scale(model: WAENetwork) -> None:
@@ -182,12 +186,7 @@ def with_one_weight(model: WAENetwork) -> None:
 def test_folding_keeps_the_scores_of_changed_layers(
     make: Make, change: Callable[[WAENetwork], object]
 ) -> None:
-    model, photo = make(AutoEncoder(), None), image()
-    set_statistics(model)
-    change(model)
-    with torch.no_grad():
-        expected = model.eval()(photo)
-        torch.testing.assert_close(fold_normalization(model)(photo), expected, rtol=1e-4, atol=1e-4)
+    folded_like(make, change)
 
 
 @kinds
