@@ -148,7 +148,7 @@ def prepare(image: Tensor, input: Input, invert: bool = False) -> Tensor:
         ImageError: one side is more than :data:`wae.data.images.LONGEST` times as long as the other.
     """
     check_length(*image.shape[1:])
-    image = _centre(_scaled(image, input), input)
+    image = _centre(_scaled(image, input), input.shape)
     if input.grayscale:
         image = luma(image)
     return 255 - image if invert else image
@@ -166,7 +166,14 @@ def prepare_labels(labels: Tensor, input: Input) -> Tensor:
     """
     size = _scaled_size(labels.shape, input)
     scaled = F.interpolate(labels[None, None].float(), size, mode="nearest-exact")
-    return _centre(scaled[0], input)[0].long()
+    return _centre(scaled[0], input.shape)[0].long()
+
+
+def visible(pixels: Tensor, input: Input) -> Tensor:
+    """The part of ``pixels``, (C, H, W), that remains in :func:`prepare`, not scaled."""
+    sides = pixels.shape[1:]
+    scaled = zip(sides, input.shape, _scaled_size(sides, input), strict=True)
+    return _centre(pixels, [max(1, round(side * cut / size)) for side, cut, size in scaled])
 
 
 def _scaled(image: Tensor, input: Input) -> Tensor:
@@ -182,10 +189,10 @@ def _scaled_size(sides: Sequence[int], input: Input) -> list[int]:
     return [input.resize * side // min(sides) for side in sides]
 
 
-def _centre(image: Tensor, input: Input) -> Tensor:
-    """The centre, ``input.shape``, of ``image``, (C, H, W)."""
-    top, left = (round((side - cut) / 2) for side, cut in zip(image.shape[1:], input.shape, strict=True))
-    return image[:, top : top + input.shape[0], left : left + input.shape[1]]
+def _centre(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """The centre, (C, *shape), of ``image``, (C, H, W)."""
+    top, left = (round((side - cut) / 2) for side, cut in zip(image.shape[1:], shape, strict=True))
+    return image[:, top : top + shape[0], left : left + shape[1]]
 
 
 def luma(image: Tensor) -> Tensor:

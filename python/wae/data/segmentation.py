@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 from .dataset import NOT_COUNTED, DatasetError, Draw, permuted, read_class_names, seeded
 from .image_files import ImageFiles, OnCorrupt
 from .images import LONGEST, MAX_PIXELS, ImageError, read_image, read_numbers
-from .input import MAX_SIZE, Input, prepare, prepare_labels, whole
+from .input import MAX_SIZE, Input, luma, prepare, prepare_labels, visible, whole
 from .walk import LeftOut, find
 
 CLASSES = "classes.txt"
@@ -49,14 +49,15 @@ class SegmentationFolder(ImageFiles):
         samples: the path of each image and that of its labels.
         classes: the names of the numbers in the files; those in brackets are not counted.
         input: how images (antialiased) and labels (nearest) are scaled, and cropped if it says so.
-        augment: crop a random half to all of the image, scale it to the same size, and flip half of them;
-            labels likewise.
+        augment: crop a random half to all of each image, scale it to ``input.shape``, and flip half of them;
+            labels likewise. The crop is taken before the image is scaled, so that it has as much detail as a
+            whole image if the file has enough pixels.
         seed: seeds the augmentation.
         on_corrupt: see :data:`OnCorrupt`. Labels that do not fit their image always raise DatasetError.
         max_pixels: see :func:`wae.data.images.read_image`.
         folder: the folder in which the images were found.
         left_out: what the search left out.
-        keep: keep the scaled images and labels in memory, so that later epochs decode nothing.
+        keep: keep the decoded images and labels in memory, so that later epochs decode nothing.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SegmentationFolder(ImageFiles):
         self._table = _table(classes)
         self._shares: Tensor | None = None
         self._kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
-        self._crop = _random_crop(*input.shape) if augment else None
+        self._augment = augment
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,14 +98,14 @@ class SegmentationFolder(ImageFiles):
         other = self._unread()
         counted = self._table >= 0
         other._table = self._table.clone()
-        other._table[counted] = torch.tensor(numbers)[self._table[counted]]
+        other._table[counted] = torch.tensor(numbers, dtype=torch.int32)[self._table[counted]]
         other.labels = permuted(self.labels, numbers)
         return other
 
     def plain(self) -> SegmentationFolder:
         """See :meth:`wae.data.dataset.Dataset.plain`. Both share what is kept in memory."""
         other = copy.copy(self)
-        other._crop = None
+        other._augment = False
         return other
 
     def subset(self, indices: Sequence[int]) -> SegmentationFolder:
@@ -159,13 +160,14 @@ class SegmentationFolder(ImageFiles):
         return counts / counts.sum()
 
     def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
-        image, label = self._scaled(index)
-        if self._crop is None:
-            return image, label
+        image, label = self._decoded(index)
+        if not self._augment:
+            return prepare(image, self.input), prepare_labels(label, self.input)
         with seeded(Draw.SAMPLE, self.seed, epoch, index):
-            return _augmented(image, label, self._crop)
+            return _augmented(image, label, self.input)
 
-    def _scaled(self, index: int) -> tuple[Tensor, Tensor]:
+    def _decoded(self, index: int) -> tuple[Tensor, Tensor]:
+        """An image, (3, H, W) uint8, and its pixels' classes, (H, W) int32, in the size of the files."""
         if self._kept is not None and index in self._kept:
             return self._kept[index]
         path, label_path = self.samples[index]
@@ -175,13 +177,12 @@ class SegmentationFolder(ImageFiles):
             raise DatasetError(
                 f"{label_path}: has {h} x {w} pixels, and its image, {path}, {height} x {width}"
             )
-        scaled = prepare(image, self.input), prepare_labels(label, self.input)
         if self._kept is not None:
-            self._kept[index] = scaled
-        return scaled
+            self._kept[index] = image, label
+        return image, label
 
     def _classes_of(self, index: int) -> Tensor:
-        """The classes of an image's pixels, (H, W) int64, in the size of the file."""
+        """The classes of an image's pixels, (H, W) int32, in the size of the file."""
         path = self.samples[index][1]
         numbers = read_numbers(path, self.max_pixels)
         classes = self._table[numbers]
@@ -293,8 +294,8 @@ def _is_bracketed(name: str) -> bool:
 
 
 def _table(classes: Sequence[str]) -> Tensor:
-    """Maps each number that a file can hold to the index of a counted class: (65536,) int64."""
-    table = torch.full((_NUMBERS,), _UNKNOWN)
+    """Maps each number that a file can hold to the index of a counted class: (65536,) int32."""
+    table = torch.full((_NUMBERS,), _UNKNOWN, dtype=torch.int32)
     table[_NEVER] = NOT_COUNTED
     index = 0
     for number, name in enumerate(classes):
@@ -303,21 +304,22 @@ def _table(classes: Sequence[str]) -> Tensor:
     return table
 
 
-def _random_crop(height: int, width: int) -> v2.RandomResizedCrop:
-    """Chooses a part of an image and scales it to ``height`` x ``width``."""
-    ratio = width / height
-    return v2.RandomResizedCrop((height, width), _CUT, (ratio * _STRETCH, ratio / _STRETCH))
-
-
-def _augmented(image: Tensor, label: Tensor, crop: v2.RandomResizedCrop) -> tuple[Tensor, Tensor]:
+def _augmented(image: Tensor, label: Tensor, input: Input) -> tuple[Tensor, Tensor]:
     """The same random part of an image, (3, H, W), and of its labels, (H, W); half of both are flipped.
 
-    torchvision's own transforms scale masks with the older "nearest", which shifts them by up to half a pixel
-    against the image.
+    The image is cropped before it is scaled: a part of a scaled image would have less detail than the images
+    in evaluation. torchvision's own transforms scale masks with the older "nearest", which shifts them by up
+    to half a pixel against the image.
     """
+    image, label = visible(image, input), visible(label[None], input)
+    ratio = image.shape[2] / image.shape[1]
+    crop = v2.RandomResizedCrop(input.shape, _CUT, (ratio * _STRETCH, ratio / _STRETCH))
     part = crop.make_params([image])
-    image = transforms.resized_crop(image, **part, size=crop.size, antialias=True)
-    label = transforms.resized_crop(label[None], **part, size=crop.size, interpolation=_NEAREST)[0]
+    scaled = v2.InterpolationMode(input.interpolation)
+    image = transforms.resized_crop(image, **part, size=crop.size, interpolation=scaled)
+    label = transforms.resized_crop(label, **part, size=crop.size, interpolation=_NEAREST)[0].long()
+    if input.grayscale:
+        image = luma(image)
     if torch.rand(()) < 0.5:
         image, label = image.flip(2), label.flip(1)
     return image.contiguous(), label.contiguous()

@@ -235,6 +235,52 @@ def test_augmented_labels_are_not_shifted_against_their_images(scenes):
     assert abs(36 * float(torch.stack(below).mean())) < 0.15  # rows
 
 
+def replace_image(scenes, pixels):
+    """Make ``pixels`` the first training image, with labels that are all 1."""
+    relabel(scenes, np.ones(pixels.shape[:2], np.uint8))
+    Image.fromarray(pixels).save(scenes / "train" / "images" / "00.png")
+    (scenes / "train" / "images" / "00.jpg").unlink()
+
+
+def test_crops_of_a_larger_image_have_as_much_detail_as_the_image(scenes):
+    """They were cut from the scaled image and scaled up, and had about half of the detail."""
+    replace_image(scenes, np.random.default_rng(0).integers(0, 256, (144, 192, 3), np.uint8))
+    augmented, plain = small(scenes, augment=True), small(scenes)
+
+    def detail(images):
+        return float((images[..., 1:].float() - images[..., :-1].float()).square().mean())
+
+    crops = [detail(augmented.batch([0], epoch)[0]) for epoch in range(20)]
+    assert min(crops) > 0.9 * detail(plain.batch([0], 0)[0])
+
+
+@pytest.mark.parametrize("input", [whole(32, 32), Input(32, 36), Input(32, 36, squash=True)], ids=str)
+def test_crops_are_distorted_as_the_image_is(scenes, input):
+    rows, columns = np.mgrid[:40, :160]
+    replace_image(scenes, np.stack([6 * rows, 1.5 * columns, 0 * rows], -1).round().astype(np.uint8))
+    data = open_dataset(scenes, True, True, 0, input)
+
+    def distortion(images):
+        image = images[0].float()
+        down = (image[0, 24:] - image[0, :8]).mean() / 6  # rows of the file in 24 rows of the sample
+        right = (image[1, :, 24:] - image[1, :, :8]).mean().abs() / 1.5
+        return float(right / down)
+
+    wanted = distortion(data.plain().batch([0], 0)[0])
+    found = torch.tensor([distortion(data.batch([0], epoch)[0]) for epoch in range(30)])
+    assert wanted * 0.85 < found.min() < found.max() < wanted / 0.85
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+def test_crops_are_scaled_and_coloured_as_the_input_says(scenes, interpolation):
+    random = np.random.default_rng(0).integers(0, 2, (72, 96, 3), np.uint8)
+    replace_image(scenes, 255 * random)
+    grey = Input(24, 24, grayscale=True, interpolation=interpolation, squash=True)
+    images, _ = open_dataset(scenes, True, True, 0, grey).batch([0], 0)
+    assert torch.equal(images[:, 0], images[:, 1])
+    assert (len(images.unique()) <= 8) == (interpolation == "nearest")  # no value between two pixels
+
+
 def test_half_are_flipped_and_crops_vary_in_size(scenes):
     ramp = np.tile(np.arange(48, dtype=np.uint8) * 5, (36, 1))
     Image.fromarray(ramp).save(scenes / "train" / "images" / "00.jpg", quality=95)
