@@ -54,16 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Export the network, compare it with the model, and write the file."""
+    if options.batch == _ANY and options.format == "executorch":
+        raise UsageError("--batch: an executorch file needs a fixed number of images, got dynamic")
+    if options.precision == "int8" and options.format != "onnx":
+        raise UsageError(f"--precision: int8 needs the format onnx, got {options.format}")
+    shared.check_calibration(options)
+    shared.check_target(options.output, options.weights, options.force)
+
     import torch
 
     from wae.inference.export import export
     from wae.storage import checkpoint
     from wae.wording import printable
 
-    if options.batch == _ANY and options.format == "executorch":
-        raise UsageError("--batch: an executorch file needs a fixed number of images, got dynamic")
-    shared.check_calibration(options)
-    shared.check_target(options.output, options.weights, options.force)
     with shared.failing():
         shared.check_model(options.model, [options.weights])
         described = checkpoint.describe(options.weights)

@@ -249,11 +249,11 @@ def test_every_option_of_export_is_passed_on(weights, data, tmp_path, monkeypatc
         return {"difference": 0.0, "agreement": 0.5, "checked_images": 4}
 
     monkeypatch.setattr(export, "export", exported)
-    line = "--format torch --size 20x30 --batch 3 --images float32 --precision int8 --max-drop 0.1 --force"
+    line = "--format onnx --size 20x30 --batch 3 --images float32 --precision int8 --max-drop 0.1 --force"
     target = tmp_path / "out"
     assert run("export", weights, "-o", target, *line.split(), "--calibrate", data / "train") == 0
     ((arguments, images, options),) = seen
-    assert arguments == (target, "torch", (20, 30), 3, torch.float32, True)
+    assert arguments == (target, "onnx", (20, 30), 3, torch.float32, True)
     assert images == len(list((data / "train").glob("*/*.png")))
     described = checkpoint.describe(weights)
     assert options == {"precision": "int8", "max_drop": 0.1, "described": described}
