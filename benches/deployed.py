@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wae.experiments.bench import Comparison, from_data
-from wae.experiments.bench_report import cells, milliseconds
+from wae.experiments.bench_report import cells
 from wae.experiments.machine import QUIET
-from wae.wording import counted
+from wae.wording import counted, milliseconds
 
 from .tables import grid
 

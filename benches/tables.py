@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from wae.experiments.bench_report import milliseconds
-from wae.wording import counted
+from wae.wording import counted, milliseconds
 
 from .result_files import Benchmark, Result
 

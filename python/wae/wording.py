@@ -20,6 +20,11 @@ def amount(number: int) -> str:
     return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number / 1e3:.2f} K"
 
 
+def milliseconds(seconds: float) -> str:
+    """``seconds`` in milliseconds, three significant digits; a whole number from 100 on: "0.0512", "1234"."""
+    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
+
+
 def shown(value: object) -> str:
     """``value``, which comes from a file and may be anything, in at most 80 characters for a message."""
     with suppress(ValueError):

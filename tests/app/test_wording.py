@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wae.wording import amount, counted, first_line, reason, shown
+from wae.wording import amount, counted, first_line, milliseconds, reason, shown
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,15 @@ def test_the_noun_agrees_with_its_number(number, noun, expected):
 def test_a_small_amount_is_in_a_small_unit(number, expected):
     """Multiply-adds of small networks were "0.000 G"."""
     assert amount(number) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(51.2e-6, "0.0512"), (0.004, "4"), (0.012345, "12.3"), (0.09996, "100"), (1.2344, "1234")],
+)
+def test_milliseconds_have_three_digits_or_all(seconds, expected):
+    """Those of small networks were "0.05"."""
+    assert milliseconds(seconds) == expected
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Answer(NamedTuple):
     network: str
     shares: dict[str, float]
     """The probabilities of the best classes by name, highest first; empty without trained weights."""
-    milliseconds: float
+    seconds: float
     """Median of interleaved runs."""
 
 
@@ -102,7 +102,7 @@ def answers(asked: Sequence[Candidate], image: Tensor, invert: bool = False) -> 
         Answer(
             candidate.name,
             _shares(call(), candidate.described) if candidate.trained else {},
-            1e3 * timing.median,
+            timing.median,
         )
         for candidate, call, timing in zip(asked, calls, timings.values(), strict=True)
     ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.table import Table
 
-from wae.wording import counted
+from wae.wording import counted, milliseconds
 
 from .bench import Comparison
 from .machine import disturbance, limits, machine
@@ -97,11 +97,6 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
             f"({shares} of {found[0].promised:.2f}x, the ratio of multiply-adds)"
         )
     return f"Is WAE worth it here? {'; '.join(answers)}.{''.join(doubts)}"
-
-
-def milliseconds(seconds: float) -> str:
-    """Three significant digits, or more if the number of whole milliseconds has more."""
-    return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
 def page(comparisons: Sequence[Comparison]) -> str:

@@ -25,7 +25,7 @@ from wae.models.layout import in_format
 from wae.models.network import WAENetwork, fold_normalization
 from wae.storage.checkpoint import Description, describe
 from wae.training.accuracy import Accuracy, PixelAccuracy
-from wae.wording import amount, first_line, printable
+from wae.wording import amount, first_line, milliseconds, printable
 
 from .machine import timed
 
@@ -115,7 +115,7 @@ def table(candidates: Sequence[Candidate]) -> Table:
         result.add_row(
             _title(entry),
             *_measured(entry).values(),
-            f"{1e3 * entry.seconds:.2f} ({first.seconds / entry.seconds:.2f}x)",
+            f"{milliseconds(entry.seconds)} ({first.seconds / entry.seconds:.2f}x)",
             f"{amount(entry.multiply_adds)} ({first.multiply_adds / entry.multiply_adds:.2f}x)",
         )
     return result
@@ -230,7 +230,7 @@ def deployed_table(entries: Sequence[DeployedCandidate]) -> Table:
             entry.deployed.precision,
             entry.deployed.engine,
             f"{100 * entry.accuracy.score:.2f} %",
-            f"{1e3 * entry.seconds:.2f}",
+            milliseconds(entry.seconds),
             f"{entry.deployed.batch / entry.seconds:.1f}",
             "" if entry.megabytes is None else f"{entry.megabytes:.0f}",
         )

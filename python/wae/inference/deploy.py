@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wae.data.input import IMAGENET, Input
 from wae.models.layout import in_format
 from wae.models.plain import unwrapped
-from wae.wording import counted, first_line
+from wae.wording import counted, first_line, milliseconds
 
 from . import precision as precisions
 from .agreement import (
@@ -284,7 +284,7 @@ def _fastest(candidates: Sequence[Deployed], images: Tensor, seconds: float) -> 
     )
     medians = {name: timing.median for name, timing in timings.items()}
     for name, median in medians.items():
-        _log.info("%s: %.2f ms", name, 1e3 * median)
+        _log.info("%s: %s ms", name, milliseconds(median))
     fastest = by_name[min(medians, key=lambda name: medians[name])]
     fastest.seconds = medians
     return fastest

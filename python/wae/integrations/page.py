@@ -22,7 +22,7 @@ from wae.data import photos
 from wae.data.images import LONGEST, ImageError, read_image
 from wae.experiments import answers, demo, panels
 from wae.models.autoencoder import AutoEncoder
-from wae.wording import counted
+from wae.wording import counted, milliseconds
 
 MAX_PIXELS = 25_000_000
 """The default for the most pixels of an image."""
@@ -219,7 +219,7 @@ def _divided(parts: panels.Parts) -> str:
 
 
 def _label(answer: answers.Answer) -> dict[str, Any]:
-    label = f"{answer.network}, {answer.milliseconds:.2f} ms"
+    label = f"{answer.network}, {milliseconds(answer.seconds)} ms"
     return gr.update(value=answer.shares or "time only", label=label)
 
 
@@ -272,11 +272,11 @@ def _title(entry: dict[str, Any]) -> str:
 
 def _bars(entry: dict[str, Any]) -> pd.DataFrame:
     rows = []
-    for side, milliseconds in entry["milliseconds"].items():
+    for side, median in entry["milliseconds"].items():
         form, _, engine = side.partition(" | ")
         for end, name in _FORMS.items():
             if form.endswith(end):
-                rows.append({"how": f"{engine}, {name}", "form": name, "ms": milliseconds})
+                rows.append({"how": f"{engine}, {name}", "form": name, "ms": median})
     return pd.DataFrame(rows)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from wae.experiments.machine import disturbance
-from wae.wording import amount, counted, printable
+from wae.wording import amount, counted, milliseconds, printable
 
 LOST = 10
 """The most classes in the table of those that lost most."""
@@ -133,7 +133,7 @@ def _of_sides(name: str, found: Mapping[str, Any]) -> Table:
             row.name,
             row.how,
             f"{100 * row.accuracy:.2f} %",
-            f"{1e3 * row.seconds:.2f} ms",
+            f"{milliseconds(row.seconds)} ms",
             f"{_ratio(table[0].seconds / row.seconds)}x",
             amount(row.multiply_adds),
         ]
@@ -152,7 +152,7 @@ def _of_target(found: Mapping[str, Any]) -> Table:
         [
             str(entry["size"]),
             str(entry["factor"]),
-            f"{1e3 * entry['seconds']:.2f} ms",
+            f"{milliseconds(entry['seconds'])} ms",
             f"{target['original'] / entry['seconds']:.2f}x",
             "yes" if entry["seconds"] <= target["allowed"] else "",
             outcome(entry["kept"]) if "kept" in entry else "",
@@ -201,8 +201,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         allowed = target["allowed"]
         outcome = "met" if new["seconds"] <= allowed else "missed"
         times = (
-            f"{1e3 * new['seconds']:.2f} ms, the target is at most {1e3 * allowed:.2f} ms; "
-            f"the original takes {1e3 * target['original']:.2f} ms in {_measured_in(target)}"
+            f"{milliseconds(new['seconds'])} ms, the target is at most {milliseconds(allowed)} ms; "
+            f"the original takes {milliseconds(target['original'])} ms in {_measured_in(target)}"
         )
         lines.append(f"The deployed network {outcome} the target: {times}.")
     for name, baseline in _entries(found, "baseline: ").items():

@@ -16,6 +16,7 @@ from wae.inference.precision import DTYPES
 from wae.models.accelerated import Form
 from wae.progress import bar
 from wae.training.processes import broadcast, is_first
+from wae.wording import milliseconds
 
 from .deployment import fastest
 from .folder import Record
@@ -48,7 +49,7 @@ def meet_target(task: Task, record: Record) -> dict[str, Any]:
     kept = f"{outcome(chosen['kept'])} in a trial, the best of {len(tried)}"
     return {
         "form": {"size": chosen["size"], "factor": chosen["factor"]},
-        "why": f"{1e3 * chosen['seconds']:.2f} ms, {kept}",
+        "why": f"{milliseconds(chosen['seconds'])} ms, {kept}",
         "allowed": allowed,
         "original": times["original"],
         "engine": times["engine"],
@@ -87,8 +88,8 @@ def _meeting(name: str, allowed: float, times: Mapping[str, Any]) -> list[dict[s
     best = min(curve, key=lambda entry: entry["seconds"])
     disturbed = disturbance(times.get("others"))
     raise AccelerationError(
-        f"{name}: needs at most {1e3 * allowed:.2f} ms, but the fastest form measured takes "
-        f"{1e3 * best['seconds']:.2f} ms (images of {best['size']}, factor {best['factor']})"
+        f"{name}: needs at most {milliseconds(allowed)} ms, but the fastest form measured takes "
+        f"{milliseconds(best['seconds'])} ms (images of {best['size']}, factor {best['factor']})"
         + (f"; {disturbed}, --force measures again" if disturbed else "")
     )
 
