@@ -73,7 +73,10 @@ def add_on_corrupt(parser: argparse._ActionsContainer) -> None:
 def add_rate_and_batch(parser: argparse._ActionsContainer) -> None:
     """Add the options ``--learning-rate`` and ``--batch``, which replace what a plan says."""
     parser.add_argument(
-        "--learning-rate", type=types.number(*WEIGHT), metavar="X", help="peak learning rate of every stage"
+        "--learning-rate",
+        type=types.number(*WEIGHT),
+        metavar="X",
+        help="peak learning rate of the stages with labels; that of stage 1 if it is trained alone",
     )
     parser.add_argument(
         "--batch", type=types.integer(*BATCH), metavar="N", help="images per step, over all processes"

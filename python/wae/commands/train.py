@@ -220,8 +220,9 @@ def _plan(options: argparse.Namespace) -> tuple[Plan, _Size]:
         chosen = fine_tuning_plan(chosen)
     if options.stage:
         chosen = chosen.only(*(plan.KINDS[number - 1] for number in options.stage))
-    rate = shared.given(options, "learning_rate")
-    stages = tuple(replace(s.lasting(options.epochs or s.epochs), **rate) for s in chosen.stages)
+    if options.learning_rate is not None:
+        chosen = chosen.at_rate(options.learning_rate)
+    stages = tuple(stage.lasting(options.epochs or stage.epochs) for stage in chosen.stages)
     given = shared.given(options, "batch", "accumulate", "precision", "seed")
     return replace(chosen, **given, stages=stages), size
 

@@ -171,6 +171,19 @@ class Plan:
             raise PlanError(f"stages must hold at least one stage of kind {' or '.join(kinds)}, got {got}")
         return replace(self, stages=stages)
 
+    def at_rate(self, rate: float) -> Plan:
+        """The plan with the learning rate ``rate`` in its stages with labels, or in all if none has labels.
+
+        Stage 1 keeps its own: its optimizer is often another one than that of the stages with labels, and a
+        rate that suits SGD makes Adam destroy the auto-encoder within some steps.
+        """
+        alone = all(stage.kind == "transform" for stage in self.stages)
+        stages = (
+            replace(stage, learning_rate=rate) if alone or stage.kind != "transform" else stage
+            for stage in self.stages
+        )
+        return replace(self, stages=tuple(stages))
+
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON data."""
         return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}

@@ -643,6 +643,15 @@ def test_every_option_is_passed_on(monkeypatch):
     assert show is not None
 
 
+@pytest.mark.parametrize(("stages", "rates"), [((), [1e-3, 0.2, 0.2]), ((1,), [0.2])])
+def test_a_rate_is_for_the_stages_with_labels_or_for_stage_1_alone(monkeypatch, stages, rates):
+    seen = []
+    monkeypatch.setattr(session.Session, "run", lambda made, *_: seen.append(made))
+    some = ("--stage", *stages) if stages else ()
+    assert run("train", "--data", "digits", "-o", "o", "--learning-rate", 0.2, *some, "--json") == 0
+    assert [stage.learning_rate for stage in seen[0].plan.stages] == rates
+
+
 def test_plan_list_prints_the_included_plans(capsys):
     with pytest.raises(SystemExit) as ended:
         run("train", "--plan", "list")

@@ -47,6 +47,13 @@ def test_lasting_scales_warm_up_and_step_epochs():
     assert [stepped.lasting(epochs).step_epochs for epochs in (5, 7, 40, 1)] == [2, 3, 16, 1]
 
 
+def test_a_rate_for_labels_leaves_stage_1_its_own():
+    """It was Adam's too: the 0.05 of SGD turned 45 dB into 14 within 60 steps."""
+    digits = plan.find("digits")
+    assert [stage.learning_rate for stage in digits.at_rate(0.3).stages] == [1e-3, 0.3, 0.3]
+    assert [stage.learning_rate for stage in digits.only("transform").at_rate(0.3).stages] == [0.3]
+
+
 def test_a_plan_for_some_stages_or_for_a_network_without_an_encoder():
     full = plan.find("digits")
     assert [stage.kind for stage in full.only("transform", "joint").stages] == ["transform", "joint"]

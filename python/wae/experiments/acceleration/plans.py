@@ -28,13 +28,9 @@ def plan_for(task: Task, images: int, recipe: Recipe = NO_TEACHER, shorter: int 
         plan = with_sgd(plan) if recipe.optimizer == SGD else plan
     else:
         plan = _lasting(_own(task, s.plan), s.epochs, shorter)
+    plan = plan if s.learning_rate is None else plan.at_rate(s.learning_rate)
     stages = tuple(
-        replace(
-            stage,
-            learning_rate=stage.learning_rate if s.learning_rate is None else s.learning_rate,
-            mimic_mirrored=stage.mimic_mirrored or recipe.mirrored,
-        )
-        for stage in plan.stages
+        replace(stage, mimic_mirrored=stage.mimic_mirrored or recipe.mirrored) for stage in plan.stages
     )
     batch, parts = min(s.batch or plan.batch, images), processes() * plan.accumulate
     return replace(plan, stages=stages, batch=batch - batch % parts or batch, seed=s.seed)

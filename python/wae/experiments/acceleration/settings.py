@@ -130,6 +130,7 @@ class Settings:
     """Of the longest stage of the AdamW plan, or of ``plan``; the other stages are scaled in proportion. With
     SGD one stage lasts as long as both with labels."""
     learning_rate: float | None = None
+    """The peak one of the stages with labels; None for the plan's."""
     optimizer: str | None = None
     """One of :data:`OPTIMIZERS`. None for the ``plan``'s, AdamW if there is a ``learning_rate``, else what
     trials find."""

@@ -41,7 +41,7 @@ def test_the_plan_fine_tunes_the_original_and_follows_the_settings(tmp_path):
     task, _ = task_of(tmp_path, plan=own, learning_rate=0.5, batch=10)
     given = plan_for(task, 1000)
     assert (given.model, given.batch, given.start) == (name, 10, "random")
-    assert [(s.epochs, s.learning_rate, s.mimic_weight) for s in given.stages] == [(1, 0.5, 0), (4, 0.5, 3)]
+    assert [(s.epochs, s.learning_rate, s.mimic_weight) for s in given.stages] == [(1, 0.1, 0), (4, 0.5, 3)]
     task, _ = task_of(tmp_path, plan=own, mimic=0.0)
     assert plan_for(task, 1000).stages[1].mimic_weight == 0.0
     assert not any(stage.mimic_mirrored for stage in given.stages)
@@ -63,6 +63,13 @@ def test_with_sgd_one_joint_stage_lasts_as_long_as_both_labelled_stages(tmp_path
     shared = ("kind", "optimizer", "weight_decay", "encoder_rate", "mimic_weight", "mimic_temperature")
     assert [getattr(joint, name) for name in shared] == [getattr(published, name) for name in shared]
     assert joint.learning_rate == published.learning_rate * 32 / 64  # in proportion to the batch
+
+
+def test_to_name_the_usual_rate_changes_nothing(tmp_path):
+    """Adam's rate in stage 1 became SGD's, at which the auto-encoder forgets the image."""
+    usual = plan_for(task_of(tmp_path)[0], 1000, Recipe(optimizer=SGD))
+    named, _ = task_of(tmp_path, optimizer=SGD, learning_rate=usual.stages[-1].learning_rate)
+    assert plan_for(named, 1000, Recipe(optimizer=SGD)) == usual
 
 
 @pytest.mark.parametrize("epochs", [None, 1, 2, 5, 50])
