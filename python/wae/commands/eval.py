@@ -113,10 +113,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _measured(options: argparse.Namespace, device: torch.device) -> _Measured:
     """Evaluate every checkpoint and its deployed forms; measure times on the first process."""
+    from wae.data.loading import fingerprint
     from wae.experiments import evaluation
     from wae.experiments.machine import machine
     from wae.progress import bar
-    from wae.training.processes import is_first, processes
+    from wae.training.processes import is_first, processes, require_same
 
     candidates = [
         evaluation.candidate(path, shared.load(path, options.model), device) for path in options.weights
@@ -128,6 +129,9 @@ def _measured(options: argparse.Namespace, device: torch.device) -> _Measured:
         for candidate in candidates
     ]
     tests = [_data(options, candidate) for candidate in candidates]
+    if processes() > 1:
+        for test in tests:
+            require_same("test", fingerprint(test))
     for candidate, test in zip(candidates, tests, strict=True):
         evaluation.check_sizes(candidate, test)
     _evaluate(options, candidates, tests, device)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
+from wae.data.dataset import DatasetError
 from wae.errors import UsageError, WaeError
 from wae.wording import first_line
+
+from .plan import changed
 
 _Value = TypeVar("_Value")
 
@@ -124,6 +127,20 @@ def broadcast(value: _Value) -> _Value:
         time.sleep(_PAUSE)
     received: _Value = json.loads(store.get(answer))
     return received
+
+
+def require_same(kind: str, data: Mapping[str, Any]) -> None:
+    """Raise DatasetError, in all processes, unless they have the same images, of which each takes its share.
+
+    Args:
+        kind: "training" or "test", for the error.
+        data: the :func:`wae.data.loading.fingerprint` of this process's images.
+    """
+    different = ", ".join(changed(data, broadcast(data)))
+    rank, _ = rank_and_world()
+    others = f"the {kind} images of process {rank} are not those of the first: they differ in {different}"
+    if found := gathered([others] if different else []):
+        raise DatasetError(found[0])
 
 
 def _round(store: Store, rank: int, world: int) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from wae.data.dataset import Dataset, DatasetError
+from wae.data.dataset import Dataset
 from wae.data.loading import batches, fingerprint, to_device
 from wae.data.segmentation import SegmentationFolder
 from wae.errors import WaeError
@@ -38,8 +37,8 @@ from .losses import class_weights, weight_of
 from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized
 from .objective import Objective, check, trained
 from .optimization import learning_rate, optimizer_for, running_average
-from .plan import Plan, Stage, changed
-from .processes import broadcast, gathered, rank_and_world, summed
+from .plan import Plan, Stage
+from .processes import gathered, rank_and_world, require_same, summed
 from .sparsity import Masks
 from .state import Epoch, State, checked, read_epoch
 
@@ -162,8 +161,8 @@ class _Run:
         self.workers, self.steps = workers, steps
         self.data = {} if state is None and self.world == 1 else fingerprint(training)
         if self.world > 1:
-            _require_same("training", self.data)
-            _require_same("test", {} if test is None else fingerprint(test))
+            require_same("training", self.data)
+            require_same("test", {} if test is None else fingerprint(test))
         check_batch(plan, len(training))
         for stage in plan.stages:  # before the first begins
             check(model, stage, teacher)
@@ -438,20 +437,6 @@ class _Run:
 def _balances(stage: Stage) -> bool:
     """Whether the classes have weights in the cross entropy of ``stage``."""
     return bool(stage.class_balance) and stage.kind != "transform"
-
-
-def _require_same(kind: str, data: Mapping[str, Any]) -> None:
-    """Raise DatasetError, in all processes, unless they have the same images, of which each takes its share.
-
-    Args:
-        kind: "training" or "test", for the error.
-        data: the fingerprint of this process's images.
-    """
-    different = ", ".join(changed(data, broadcast(data)))
-    rank, _ = rank_and_world()
-    others = f"the {kind} images of process {rank} are not those of the first: they differ in {different}"
-    if found := gathered([others] if different else []):
-        raise DatasetError(found[0])
 
 
 def check_batch(plan: Plan, images: int) -> None:

@@ -196,6 +196,40 @@ def test_processes_with_different_images_do_not_train(tmp_path: Path) -> None:
     run_in_two_processes(DIFFERENT, tmp_path)
 
 
+EVALUATED = """
+import os, sys
+from pathlib import Path
+import torch
+from PIL import Image
+from wae import cli
+from wae.models.registry import build
+from wae.storage.checkpoint import Input, save_classifier
+
+folder = Path(__file__).parent / os.environ["RANK"]
+folder.mkdir()
+for number in range(8 - int(os.environ["RANK"])):
+    kind = folder / "data" / "val" / "ab"[number % 2]
+    kind.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (28, 28)).save(kind / f"{number}.png")
+torch.manual_seed(0)
+save_classifier(folder / "it.safetensors", build("small_vgg", 2), "small_vgg", ["a", "b"], Input(28, 28))
+sys.stderr = open(folder / "said", "w")
+arguments = "eval", folder / "it.safetensors", "--data", folder / "data", "--seconds", "0.01"
+assert cli.main([str(one) for one in arguments]) == 1
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_different_images_do_not_evaluate(tmp_path: Path) -> None:
+    """The accuracy was that of a part of each one's images, and some were counted twice."""
+    run_in_two_processes(EVALUATED, tmp_path)
+    wanted = (
+        "wae: the test images of process 1 are not those of the first: they differ in file names, "
+        "number of images (7, not 8), targets\n"
+    )
+    assert [(tmp_path / rank / "said").read_text() for rank in "01"] == [wanted, wanted]
+
+
 LOST = """
 import os, pytest, torch
 from torch import distributed as dist
