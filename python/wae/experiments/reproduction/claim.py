@@ -209,13 +209,15 @@ def built_for_photos(name: str, classes: int) -> nn.Module:
 
 
 def longer(plan: Plan, times: float) -> Plan:
-    """``plan`` with its epochs with labels multiplied by ``times``, at least one per stage.
+    """``plan`` with its epochs with labels multiplied by ``times`` and rounded down, at least one per stage.
 
     The warm-up keeps its length, whereas :meth:`Stage.lasting` scales it: so the results in docs/results were
     trained, and they are read with no other plan.
     """
     stages = (
-        stage if stage.kind == "transform" else replace(stage, epochs=max(1, int(stage.epochs * times)))
+        stage
+        if stage.kind == "transform"
+        else replace(stage, epochs=max(1, int(round(stage.epochs * times, 6))))  # 90 * 0.7 is 62.99...
         for stage in plan.stages
     )
     return replace(plan, stages=tuple(stages))

@@ -5,7 +5,8 @@ import torch
 from reproductions import DIGITS
 
 from wae.experiments.reproduction import fashion_mnist, imagenette
-from wae.experiments.reproduction.claim import Job
+from wae.experiments.reproduction.claim import Job, longer
+from wae.training.plan import find
 
 CLAIMS = {
     "fashion-mnist": fashion_mnist.claim(),
@@ -35,6 +36,12 @@ def test_all_networks_are_trained_with_labels_for_the_same_epochs_at_the_same_ra
     assert len(set(labelled.values())) == 1
     stage = claim.plan_of("Decomposition+CNN", 0).stages[0]
     assert (stage.kind, stage.transform_weight) == ("joint", 0)
+
+
+@pytest.mark.parametrize(("times", "epochs"), [(0.25, [1, 2, 22]), (0.7, [1, 7, 63]), (0.01, [1, 1, 1])])
+def test_epochs_are_multiplied_and_rounded_down(times, epochs):
+    """0.7 times 90 epochs were 62."""
+    assert [stage.epochs for stage in longer(find("camvid"), times).stages] == epochs
 
 
 @pytest.mark.slow
