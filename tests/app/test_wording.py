@@ -34,7 +34,7 @@ def test_the_noun_agrees_with_its_number(number, noun, expected):
     ],
 )
 def test_a_small_amount_is_in_a_small_unit(number, expected):
-    """Multiply-adds of small networks were "0.000 G"."""
+    """Multiply-adds of small networks are not "0.000 G"."""
     assert amount(number) == expected
 
 
@@ -43,7 +43,7 @@ def test_a_small_amount_is_in_a_small_unit(number, expected):
     [(51.2e-6, "0.0512"), (0.004, "4"), (0.012345, "12.3"), (0.09996, "100"), (1.2344, "1234")],
 )
 def test_milliseconds_have_three_digits_or_all(seconds, expected):
-    """Those of small networks were "0.05"."""
+    """Those of small networks are not "0.05"."""
     assert milliseconds(seconds) == expected
 
 

@@ -129,7 +129,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def test_a_round_that_waits_is_launched(gpu: Any, cuda: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was captured, and torch does not always recover from a capture that fails."""
+    """torch does not always recover from a capture that fails."""
     modes: list[Any] = [0]
     monkeypatch.setattr(gpu, "captured", partial(Gpu.captured, gpu))
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)

@@ -145,7 +145,7 @@ def test_every_launch_of_the_profiled_program_is_profiled(tmp_path: Path) -> Non
 
 
 def test_the_newest_nsight_compute_is_found_in_its_own_folder(tmp_path: Path) -> None:
-    """The toolkit's is not in its folder bin, and only that was searched."""
+    """The toolkit's is not in its folder bin."""
     install(tmp_path / "cuda/nsight-compute-2025.9.1", {"ncu": "#!/bin/sh\nexit 3\n"})
     install(tmp_path / "cuda/nsight-compute-2025.10.0", {"ncu": PROGRAM})
     others = {name: text for name, text in PROGRAMS.items() if name != "ncu"}
@@ -156,7 +156,7 @@ def test_the_newest_nsight_compute_is_found_in_its_own_folder(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("mode", "shared"), [("Default", True), ("Exclusive_Process", False)])
 def test_only_one_process_uses_a_gpu_in_exclusive_mode(tmp_path: Path, mode: str, shared: bool) -> None:
-    """All others of the op tests failed there. The second of two GPUs is in ``mode``."""
+    """The second of two GPUs is in ``mode``."""
     smi = f'#!/bin/sh\ncase "$*" in *compute_mode*) printf "Default\\n{mode}\\n" ;; esac\n'
     done = run(tmp_path, "test", installed={**PROGRAMS, "nvidia-smi": smi}, WORKERS="4")
     assert (" -n 4 " in done.call("tests/kernels")) == shared
@@ -178,7 +178,6 @@ def test_an_unknown_stage_is_refused(tmp_path: Path, stage: str) -> None:
 
 
 def test_an_unknown_network_is_refused_before_any_step(tmp_path: Path) -> None:
-    """Its step failed late, with "not found" in the log."""
     done = run(tmp_path, NETWORKS="ResNet50-1 VGG19-1")
     assert (done.status, done.calls) == (99, [])
     assert done.summary.startswith("no network VGG19-1; there are: VGG16-1 ResNet50-1 ")

@@ -264,7 +264,7 @@ print(caught, len(ignored))
 @needs_library
 @pytest.mark.slow
 def test_a_signal_handler_may_raise_while_the_library_asks() -> None:
-    """It was ignored, as Ctrl-C would be, and the library looked for its kernels at a wrong address."""
+    """Ctrl-C does. If it were ignored, the library would look for its kernels at a wrong address."""
     result = run_program(INTERRUPTED, check=False)
     assert (result.returncode, result.stdout) == (0, "500 0\n"), result.stderr
 

@@ -155,7 +155,7 @@ def test_strides_beyond_32_bits(cell: Cell, dtype: torch.dtype) -> None:
 
 
 def test_columns_that_are_far_apart_take_no_more_time(cell: Cell) -> None:
-    """Once, the memory between them was read: 600 times as slow here, 6 times for a transposed photo."""
+    """Reading the memory between them takes 600 times as long here, 6 times for a transposed photo."""
     far = torch.zeros(64 * 2**16, device=cell.device).as_strided((1, 3, 64, 64), (0, 0, 1, 2**16))
     parameters = encoder(device=cell.device)
 

@@ -124,6 +124,6 @@ ctypes.PyDLL(None).exit(0)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
 def test_call_during_the_exit_of_the_process() -> None:
-    """It once read packed weights that were already freed."""
+    """Packed weights must not be freed before it reads them."""
     result = run_program(EXIT, check=False, MALLOC_PERTURB_="165")  # overwrites freed memory
     assert (result.returncode, result.stdout) == (0, "True\n"), result.stderr

@@ -97,7 +97,6 @@ print(bool(torch.ops.wae.encode(image, *others)[0].isfinite().all()))
 @needs_kernels
 @pytest.mark.parametrize("threads", [1, 2])
 def test_thread_retries_a_failed_allocation(threads: int) -> None:
-    """A thread whose first allocation failed once failed in all later calls."""
     result = run_program(WITH_LITTLE_MEMORY, str(threads))
     assert result.stdout.splitlines() == ["refused", "True"]
 

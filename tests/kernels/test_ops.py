@@ -100,7 +100,7 @@ class Wrapper(torch.Tensor):
 
 @pytest.mark.parametrize("op", ["encode", "decode", "decode_scores"])
 def test_overrides_of_torch_functions_are_recorded_by_autograd(op: str) -> None:
-    """If no input required a gradient, calls once ran without autograd, and the gradient was missing."""
+    """Even if no input requires a gradient."""
     function, arguments = getattr(wae_kernels, op), arguments_of(op)
     with ScaledImages() as mode:
         as_tuple(function(*arguments))[0].sum().backward()

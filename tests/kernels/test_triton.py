@@ -399,8 +399,6 @@ def test_schema_and_fake(op: str) -> None:
 
 @pytest.mark.parametrize("op", ["encode", "decode"])
 def test_operations_are_counted(op: str) -> None:
-    """They were counted as none."""
-
     def counted(name: str) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             getattr(torch.ops.wae, name)(*arguments_of(op))

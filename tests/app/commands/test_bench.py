@@ -188,8 +188,6 @@ def test_a_table_is_printed_before_the_next_comparison(network, monkeypatch, cap
 def test_the_comparisons_that_succeed_are_reported_beside_one_that_fails(
     network, error, monkeypatch, tmp_path, capsys
 ):
-    """The first failure ended the command, without files of what was measured before."""
-
     def compare(pair, size, batch, *arguments):
         if batch == 2:
             raise error("nothing can be timed")
@@ -344,7 +342,6 @@ def test_the_verdict_is_yes_no_or_in_part(times, word):
 
 @pytest.mark.parametrize("rows", [(("openvino", "int8", 0.2, 0.1),), (("openvino", "int8", 0.2, 0.3),)])
 def test_the_verdict_is_in_doubt_if_the_machine_was_busy(rows):
-    """It was yes or no, right after the note that its times cannot be relied on."""
     sure = bench_report.verdict([comparison(others=0.01, rows=rows), comparison("b", others=None, rows=rows)])
     word = "yes" if rows[0][3] < rows[0][2] else "no"
     assert f"? {word} for a: " in sure

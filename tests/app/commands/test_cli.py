@@ -398,7 +398,7 @@ def test_an_option_out_of_range_is_refused_in_one_line_before_any_work(arguments
     ],
 )
 def test_an_unknown_engine_is_refused_before_torch_is_imported(arguments, monkeypatch, capsys):
-    """It took seconds."""
+    """Importing it takes seconds."""
     monkeypatch.setattr(cli, "_check_backend", lambda: pytest.fail("this imports torch"))
     with pytest.raises(SystemExit) as caught:
         run(*arguments.split(), "--engine", "steam")
@@ -455,7 +455,7 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
 
 
 def test_too_many_open_files_are_one_line(monkeypatch, capsys):
-    """As of the batches of 128 workers under the usual limit of 1024; it was a traceback."""
+    """As of the batches of 128 workers under the usual limit of 1024."""
 
     def fails(_):
         raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")
@@ -476,7 +476,7 @@ class KillsItsReader(Dataset):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_killed_dataloader_worker_is_one_line(monkeypatch, capsys):
-    """As the kernel kills it if memory or /dev/shm runs out; it was a traceback."""
+    """As the kernel kills it if memory or /dev/shm runs out."""
     data = DataLoader(KillsItsReader(), num_workers=1)
     monkeypatch.setattr("wae.commands.info.run", lambda options: list(data))
     assert run("info") == 1
@@ -516,8 +516,6 @@ def test_a_missing_package_is_one_sentence_naming_the_extra(monkeypatch, capsys)
     ],
 )
 def test_packages_that_few_commands_need_are_named_too(module, package, extra, monkeypatch, capsys):
-    """They were tracebacks."""
-
     def fail(options):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 

@@ -159,8 +159,6 @@ def test_eval_passes_the_training_images_to_int8_only(weights, data, monkeypatch
 def test_eval_reports_the_other_precisions_if_one_cannot_be_deployed(
     weights, data, wide, error, monkeypatch, capsys
 ):
-    """It ended without any table, after the evaluation of all networks."""
-
     def deploy(model, size, batch, engine, *, precision, **options):
         if precision == "bfloat16":
             raise error("no engine runs it\nhere")
@@ -298,7 +296,6 @@ def test_int8_needs_enough_images_to_calibrate_on(command, weights, data, tmp_pa
 
 @pytest.mark.parametrize("line", ["predict nowhere --weights nothing", "export nothing -o out.onnx"])
 def test_int8_without_images_is_refused_before_anything_is_read(line, capsys):
-    """It was refused after the network was loaded, or a missing file was named first."""
     arguments = (*line.split(), "--precision", "int8")
     assert run(*arguments) == 2
     assert "int8 takes its scales from images, which --calibrate names" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_help_imports_nothing_but_python(tmp_path: Path) -> None:
 def test_wae_around_a_network_is_not_a_network_to_build_it_around(
     command: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused as any wrong option, before torch is imported; it was said that there is no such network."""
+    """Refused as any wrong option is, before torch is imported."""
     monkeypatch.setattr(cli, "_check_backend", lambda: pytest.fail("torch is imported"))
     with pytest.raises(SystemExit, match="2"):
         cli.main([*command.split(), name])

@@ -207,7 +207,6 @@ def test_tensorboard_steps_continue_after_resume_without_repetition(train, tmp_p
 
 
 def test_a_folder_removed_during_training_is_created_again(train, tmp_path, monkeypatch, capsys):
-    """TensorBoard's writer lost its file, and a traceback ended the training."""
     pytest.importorskip("tensorboard")
     out, end, removed = tmp_path / "out", observers.JsonLines.end, []
 
@@ -436,7 +435,7 @@ def test_files_left_out_of_a_folder_are_reported(train, images, tmp_path, capsys
 
 
 def test_a_folder_name_is_printed_escaped(train, images, tmp_path, capsys):
-    """Bytes that are not UTF-8 ended the training, and a line feed split the line in two."""
+    """It may have bytes that are not UTF-8, or a line feed."""
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff\n[red]")
     os.rename(images, odd)
     Path(odd, "train", "new.heic").touch()
@@ -553,7 +552,7 @@ def test_wrong_arguments_are_refused_before_training(train, tmp_path, capsys, st
 
 @pytest.mark.slow
 def test_wae_around_a_network_that_takes_only_some_sizes_is_trained_on_one(train, images, tmp_path):
-    """DLA takes multiples of 32 pixels, so WAE around it multiples of 64. It was refused with any size."""
+    """DLA takes multiples of 32 pixels, so WAE around it multiples of 64."""
     pytest.importorskip("timm", reason="timm is not installed")
     assert train("--model", "wae_dla46_c", "--size", 64, "--learning-rate", 1e-4) == 0
     assert run("eval", tmp_path / "out" / "model.safetensors", "--data", images, "--seconds", 0) == 0
@@ -570,7 +569,7 @@ def test_without_a_plan_one_is_made_for_the_folder(images, tmp_path):
 
 
 def test_without_a_plan_too_an_unknown_network_is_named_before_the_data_are_read(tmp_path, capsys):
-    """All files of a large data set were listed first."""
+    """Listing the files of a large data set takes long."""
     assert run("train", "--data", tmp_path / "nowhere", "--model", "vgg99", "-o", tmp_path / "out") == 2
     assert "there is no network vgg99; known are" in errors(capsys)
 
@@ -746,7 +745,7 @@ def test_eval_prints_full_paths_and_no_top_5_of_three_classes(images, tmp_path, 
 
 
 def test_eval_refuses_images_that_the_network_does_not_accept(images, tmp_path, capsys):
-    """Images of the data's size, or of the checkpoint's, ended in PyTorch's traceback."""
+    """Of the data's size, or of the checkpoint's."""
     for data, classes in ((images, 3), ("digits", 10)):
         model = tmp_path / f"{classes}.safetensors"
         save_classifier(model, builder("small_vgg")(classes), "small_vgg", None, Input(64, 73, False))
@@ -867,7 +866,7 @@ def test_a_session_uses_the_seed_and_start_of_its_plan_unless_weights_are_given(
 
 
 def test_low_is_a_small_image_for_a_given_body(images, tmp_path):
-    """Principal components of 2 x 2 blocks took the place of the colours that a body was trained on."""
+    """The body was trained on colours, not on principal components of 2 x 2 blocks."""
     body, given = tmp_path / "body.safetensors", {}
     save_classifier(body, builder("small_vgg")(3), "small_vgg")
     own = plan.Plan("wae_small_vgg", (plan.Stage("joint", 1, 0.1),))
@@ -959,7 +958,7 @@ def staged(blocks, **others):
 
 
 def test_a_deeper_network_is_not_taken_for_the_body(tmp_path):
-    """Of ResNet34's weights, those of the layers that ResNet18 has too were loaded into it."""
+    """ResNet34 has all layers of ResNet18, with the same names, and more."""
     model, path = tiny(), tmp_path / "body.pth"
     model.low_body = staged(2)
     others = {"fc.weight": torch.zeros(3, 4), "stage.table": torch.zeros(2)}
@@ -987,7 +986,7 @@ def test_a_norm_in_the_head_of_timms_networks_is_part_of_the_body(tmp_path):
 
 
 def test_weights_of_the_same_network_in_another_form_are_refused(tmp_path):
-    """Of an accelerated network's weights only those whose names are the same were loaded."""
+    """Some of the names are the same in an accelerated network."""
     path, form = tmp_path / "accelerated.safetensors", Form(64)
     made = accelerated(builder("small_photo_vgg")(3).network, form)
     save_classifier(path, made, "wae_small_photo_vgg", form=form)
@@ -1000,7 +999,6 @@ def test_weights_of_the_same_network_in_another_form_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["squeezenet1_1_half", "squeezenet1_1_at_64"])
 def test_torchvision_weights_are_loaded_without_the_classifier(name, monkeypatch):
-    """torchvision was said to have none for the second."""
     from torchvision import models
 
     source = models.squeezenet1_1(num_classes=5)

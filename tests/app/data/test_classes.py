@@ -23,7 +23,7 @@ def test_classes_are_matched_by_name(known, labels, numbers):
 
 
 def test_very_many_classes_are_matched_in_moments():
-    """A search through all names for each of them took minutes for this many."""
+    """Searching all names for each of them would take minutes."""
     names = [str(number) for number in range(100_000)]
     started = time.monotonic()
     assert class_order("net", names[::-1], len(names), names).numbers == tuple(range(len(names)))[::-1]

@@ -90,7 +90,7 @@ def test_big_endian_16_bit_grey(tmp_path):
 @pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0)])
 def test_grey_that_pillow_would_misread_is_refused(tmp_path, bits, photometric, opened):
-    """12 bits were read as nearly black, and 16 bits whose zero is white as a negative."""
+    """It reads 12 bits as nearly black, and 16 bits whose zero is white as a negative."""
     path = tmp_path / "a.tiff"
     tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: bits // 4}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())

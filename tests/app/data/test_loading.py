@@ -168,7 +168,6 @@ def test_unknown_sources_are_refused(tmp_path, monkeypatch, source, message):
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist"])
 def test_a_folder_with_the_name_of_a_data_set_is_not_overlooked(photos, tmp_path, monkeypatch, name):
-    """The digits of scikit-learn were used in its place."""
     monkeypatch.chdir(tmp_path)
     Path(name).symlink_to(photos)
     with pytest.raises(
@@ -304,7 +303,7 @@ def test_worker_processes_pass_on_errors_and_failed_files(photos, start_method):
 
 @pytest.mark.parametrize("start_method", [pytest.param("fork", marks=with_workers)], indirect=True)
 def test_full_shared_memory_is_an_error(monkeypatch, start_method):
-    """Docker's /dev/shm has 64 MB. PyTorch's workers dropped what had no room, and the loader hung."""
+    """Docker's /dev/shm has 64 MB. PyTorch's workers drop what has no room, and the loader would hang."""
 
     def full(*arguments):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")

@@ -110,7 +110,7 @@ def test_a_scaled_label_is_that_of_the_pixel_in_the_middle(scenes):
 
 @pytest.mark.parametrize("input", [Input(24, 30), Input(24, 24), Input(24, 30, squash=True)], ids=str)
 def test_labels_are_cropped_as_their_image_is(scenes, input):
-    """A crop had the labels of the full image: in ``wae eval`` of a checkpoint without ``input``."""
+    """As in ``wae eval`` of a checkpoint without ``input``."""
     numbers = np.zeros((36, 48), np.uint8)
     numbers[:, 30:] = 1
     relabel(scenes, numbers)
@@ -223,7 +223,7 @@ def test_augmentation_moves_images_and_labels_alike(scenes):
 
 
 def test_augmented_labels_are_not_shifted_against_their_images(scenes):
-    """Masks were scaled with "nearest": edges in the labels were half a pixel below those in the images."""
+    """Scaled with "nearest", edges in the labels would be half a pixel below those in the images."""
     numbers = np.zeros((36, 48), np.uint8)
     numbers[18:] = 1
     relabel(scenes, numbers)
@@ -243,7 +243,7 @@ def replace_image(scenes, pixels):
 
 
 def test_crops_of_a_larger_image_have_as_much_detail_as_the_image(scenes):
-    """They were cut from the scaled image and scaled up, and had about half of the detail."""
+    """Cut from the scaled image and scaled up, they would have about half of the detail."""
     replace_image(scenes, np.random.default_rng(0).integers(0, 256, (144, 192, 3), np.uint8))
     augmented, plain = small(scenes, augment=True), small(scenes)
 

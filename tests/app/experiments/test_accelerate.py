@@ -239,7 +239,6 @@ def test_two_loaders_are_needed(tmp_path):
 
 
 def test_names_and_paths_are_accepted_as_by_the_command(tmp_path, monkeypatch):
-    """The name of a plan ended in an AttributeError."""
     seen = []
     monkeypatch.setattr(accelerate, "run", lambda settings, *_: seen.append(settings))
     network, start = Path("net.safetensors"), Path("encoder.safetensors")
@@ -331,7 +330,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, capsys
     ],
 )
 def test_an_unknown_network_is_named_before_the_data_are_read(more, message, tmp_path, monkeypatch, capsys):
-    """All files of a large data set were listed first."""
+    """Listing the files of a large data set takes long."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["accelerate", "--data", "nowhere", "-o", "out", "--model", *more]) in (1, 2)
     assert message in capsys.readouterr().err
@@ -373,7 +372,7 @@ def test_an_interrupted_run_says_how_to_resume(more, resumed, tmp_path, monkeypa
     ],
 )
 def test_an_input_file_in_the_output_folder_is_refused(tmp_path, option, name, capsys):
-    """--force removed it first, so a run that was then stopped could not be resumed."""
+    """--force would remove it first, so a run that is then stopped could not be resumed."""
     out = tmp_path / "out"
     out.mkdir()
     for made in ("accelerate.json", name):
@@ -393,7 +392,7 @@ def test_segmentation_data_is_refused(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_first_images_may_be_unreadable(tmp_path):
-    """Each step takes the first images as examples; if these were left out, the deployment failed."""
+    """Each step takes the first images as examples."""
     write_crops(tmp_path / "data", 8, 6)
     for part in ("train", "val"):
         for path in sorted((tmp_path / "data" / part / CLASSES[0]).iterdir())[:-1]:
@@ -413,7 +412,7 @@ def test_a_test_set_without_a_readable_image_is_refused(tmp_path):
 
 
 def test_a_single_training_image_is_refused(tmp_path):
-    """It cannot be held out: a trial divided by zero, and without a trial the deployment failed."""
+    """It cannot be held out."""
     loaders = [of_two_classes(1, 0)], [of_two_classes(2, 1)]
     options = {"input_size": SIDE, "console": Console(quiet=True)}
     with pytest.raises(DatasetError, match=r"the images to train on: needs 2 or more, .* got 1"):
@@ -453,7 +452,6 @@ class Auxiliary(nn.Module):
     ids=["a tuple", "an error"],
 )
 def test_a_network_that_does_not_return_scores_in_training_mode_is_refused(tmp_path, result, message):
-    """It was a traceback in the first step of the training."""
     loader = [of_two_classes(8, 0)]
     with pytest.raises(ValueError, match=f"^Auxiliary {message}"):
         wae.accelerate(
@@ -519,7 +517,7 @@ def test_files_left_out_of_a_folder_are_reported(tmp_path):
 
 
 def test_a_baselines_checkpoint_is_kept_until_its_result_is_recorded(tmp_path, monkeypatch):
-    """A run that was stopped in between trained the baseline again, from its first epoch."""
+    """A run that is stopped in between resumes the baseline."""
     task, _ = task_of(tmp_path, plan=Plan("x", (Stage("joint", 1, 1e-3),), batch=10), compare=True)
     monkeypatch.setattr(baselines, "NAMES", (baselines.HALF,))
     monkeypatch.setattr(baselines, "size_or_ratio", lambda *arguments: {"side": SIDE // 2})

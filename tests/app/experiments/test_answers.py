@@ -18,7 +18,7 @@ class Computed(torch.Tensor):
 
 
 def test_the_time_of_a_gpu_ends_when_the_scores_are_there():
-    """It was the time to launch the work."""
+    """Not when the work is launched."""
     described = SimpleNamespace(input=Input(8, 8), classes=2, labels=None)
     scores = torch.tensor([[1.0, 3.0]]).as_subclass(Computed)
     candidate = Candidate("network", described, lambda images: scores, trained=True)

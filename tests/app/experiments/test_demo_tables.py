@@ -142,7 +142,7 @@ def test_the_best_linear_transform_keeps_six_numbers_of_each_full_block() -> Non
 
 
 def test_the_sizes_in_a_picture_are_height_x_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As everywhere else; they were width x height."""
+    """As everywhere else."""
     drawn, labelled = [], panels.labelled
     monkeypatch.setattr(panels, "labelled", lambda *given: drawn.append(given[0]) or labelled(*given))
     panels.picture(panels.parts(AutoEncoder().eval(), torch.zeros(3, 221, 240, dtype=torch.uint8)))

@@ -63,13 +63,11 @@ def test_an_error_in_a_training_is_reported(tmp_path):
 
 @pytest.mark.slow
 def test_a_device_that_cannot_be_used_is_reported(tmp_path):
-    """It was a traceback."""
     with pytest.raises(ValueError, match="device meta cannot be used here: "):
         reproduce.run(tmp_path, "digits", [Job("14 x 14", 0)], DIGITS, 1, device="meta")
 
 
 def test_a_device_that_does_not_exist_is_named_before_the_data_are_prepared(tmp_path):
-    """All photos were decoded first."""
     with pytest.raises(UsageError, match="there is no device nonsense: "):
         reproduce.run(tmp_path, "nowhere", [Job("14 x 14", 0)], DIGITS, 1, device="nonsense")
 
@@ -85,7 +83,6 @@ class WithoutFull(FashionMnist):
 
 @pytest.mark.slow
 def test_the_others_are_trained_if_a_network_cannot_be_made(tmp_path):
-    """The whole run ended with its error."""
     wanted = [Job("28 x 28", 0), Job("WAE, mimic", 0), Job("14 x 14", 0)]
     told = []
     full, mimic, half = reproduce.run(tmp_path, "digits", wanted, WithoutFull(TINY), 2, tell=told.append)
@@ -97,7 +94,7 @@ def test_the_others_are_trained_if_a_network_cannot_be_made(tmp_path):
 
 
 def test_a_training_that_diverges_is_left_out(tmp_path, monkeypatch):
-    """It ended every run, because each diverged again, so there was no table."""
+    """It would end every run, because it diverges again."""
 
     def diverge(*arguments):
         raise DivergedError("the loss is nan", "; x is the checkpoint of the epoch before")
@@ -109,7 +106,7 @@ def test_a_training_that_diverges_is_left_out(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cores", [0.05, 0.5, None])
 def test_trainings_that_were_left_out_are_named_below_the_table(tmp_path, monkeypatch, capsys, cores):
-    """With --json too, where there was no word about a busy machine either."""
+    """With --json too, as is a busy machine."""
     reason = "pruned by 90% the network still takes 1.10 times as long"
     outcomes = [NotTrained("pruned, Taylor", 0, reason), Result("WAE", 0, 0.5, 1.0, [0.5], {})]
     said = f"pruned, Taylor, seed 0, is left out: {reason}"
@@ -177,7 +174,7 @@ def test_by_default_one_training_runs_on_each_core_of_the_process(tmp_path, monk
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EROFS, 0), (errno.EACCES, 0), (errno.ENOSPC, 1)])
 def test_the_table_of_a_read_only_folder_is_printed(tmp_path, monkeypatch, capsys, number, status):
-    """It was refused after the timing, though there was nothing left to train."""
+    """There is nothing left to train."""
 
     def written(path, force):
         raise OSError(number, os.strerror(number), str(path))
@@ -259,7 +256,6 @@ def test_a_finished_teacher_need_not_be_among_the_jobs(tmp_path):
 
 @pytest.mark.slow
 def test_a_student_of_earlier_weights_is_trained_again_after_its_teacher(tmp_path):
-    """It was kept."""
     wanted = teacher, student = Job("28 x 28", 0), Job("WAE, mimic", 0)
     results = reproduce.run(tmp_path, "digits", wanted, DIGITS, 1)
     assert [result.needed_weights for result in results] == ["", sha256(weights_path(tmp_path, teacher))]
@@ -298,7 +294,7 @@ def test_a_folder_without_the_data_is_an_error_that_names_it(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["table.md", "picture.png"])
 def test_a_file_of_the_users_is_not_replaced(tmp_path, monkeypatch, capsys, name):
-    """It was, at the end. Beside a table of an earlier run there may be its picture."""
+    """Beside a table of an earlier run there may be its picture."""
     monkeypatch.setattr(reproduce, "run", lambda *_: [])
     monkeypatch.setattr(
         "wae.experiments.reproduction.table.rows", lambda *_: [Row("WAE", [0], [0.5], 10, 5.0)]

@@ -85,7 +85,7 @@ def test_the_tolerance_depends_on_the_float32_precision_that_torch_allows(monkey
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_drop_of_just_max_drop_is_accepted(labelled):
-    """In floating point 1 - 0.995 is more than 0.005, and five images of 1,000 were too many."""
+    """In floating point 1 - 0.995 is more than 0.005: five images of 1,000 would be too many."""
     wanted, numbers = torch.zeros(1000, dtype=torch.long), torch.arange(1000).view(-1, 1)
     data = Calibration(numbers, numbers, wanted if labelled else None)
     for wrong in (5, 6):
@@ -135,7 +135,7 @@ INF, NAN = float("inf"), float("nan")
     ],
 )
 def test_int8_kernels_are_compared_with_the_simulation_whatever_the_results(exact, simulated, found, right):
-    """Zeros and constants too. Infinite differences were accepted if the simulation's was infinite."""
+    """Zeros, constants and infinite ones too."""
     exact, simulated, found = ([torch.tensor([x, [9.0, 9.0]])] for x in (exact, simulated, found))
     found[0][1] = 0.0  # fills the batch
     given = "an_engine", found, 1, Simulation([], exact, simulated)

@@ -22,7 +22,7 @@ def test_calibration_and_check_share_no_image():
 
 @pytest.mark.parametrize("checked", [10, 300])
 def test_images_are_spread_evenly_over_many(monkeypatch, checked):
-    """Those that calibrate were among the first if more are checked: of the first classes of a folder."""
+    """Those that calibrate too: the first ones are of the first classes of a folder."""
     monkeypatch.setattr(calibration, "CHECKED", checked)
     data = torch.arange(1000.0).view(1000, 1, 1, 1).expand(1000, 3, *SIZE)
     found = gather(data, SIZE, 10, True)
@@ -33,7 +33,6 @@ def test_images_are_spread_evenly_over_many(monkeypatch, checked):
 
 @pytest.mark.parametrize("number", [20, 2000])
 def test_if_classes_alternate_both_kinds_of_images_are_of_all_classes(number):
-    """Each had a class of its own."""
     data = (torch.arange(number) % 2).view(-1, 1, 1, 1).expand(-1, 3, *SIZE).float()
     for part in gather(data, SIZE, 10, True)[:2]:
         assert part[:, 0, 0, 0].unique().tolist() == [0, 1]
@@ -60,7 +59,7 @@ def test_labels_stay_with_their_images():
 
 
 def test_a_loader_may_use_its_memory_again():
-    """As one does that reads into its own buffers. All images and labels were those of the last batch."""
+    """As one does that reads into its own buffers."""
 
     def loader():
         images, labels = torch.empty(2, 3, *SIZE), torch.empty(2, dtype=torch.long)

@@ -63,7 +63,7 @@ class InTwoDtypes(nn.Module):
     "network", [OfVolumes(), OfFrequencies(), InTwoDtypes()], ids=lambda x: type(x).__name__
 )
 def test_parameters_of_any_shape_and_dtype(network):
-    """They were all cast to the dtype of the first, and all laid out as channels_last."""
+    """Each keeps its dtype and its memory format."""
     images = torch.randn(2, 3, *SIZE)
     assert_close(deploy(network.eval(), SIZE, engine="eager")(images), network(images))
 

@@ -181,7 +181,7 @@ def test_scores_of_an_image_that_is_not_finite_are_nan(engine, model):
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")  # torch's own, on import
 @pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
 def test_derivatives_are_refused(engine, stock):
-    """They were zeros in some engines, without an error."""
+    """They would be zeros in some engines, without an error."""
     needs(engine)
     deployed = deploy(stock, (64, 50), engine=engine)
     images = torch.randn(2, 3, 64, 50)
@@ -274,7 +274,7 @@ class OfALibrary(torch.Tensor):
 
 @pytest.mark.parametrize("engine", ["eager", pytest.param("compile", marks=pytest.mark.slow)])
 def test_images_of_a_class_of_their_own(engine, stock):
-    """Compiled code failed with them."""
+    """Compiled code would fail with them."""
     images = torch.randn(1, 3, *SIZE)
     scores = deploy(stock, SIZE, engine=engine)(images.as_subclass(OfALibrary))
     assert type(scores) is torch.Tensor
@@ -347,7 +347,7 @@ def test_disagreement_on_several_images_is_refused_if_the_batch_is_one(model, mo
 
 @pytest.mark.parametrize("first", [1, 3])
 def test_disagreement_on_one_image_is_refused_if_the_batch_is_larger(first, model, monkeypatch):
-    """Code for a single image was compared with nothing."""
+    """PyTorch's compilers make code of its own for a single image."""
     deployed = odd(monkeypatch, model, lambda module: lambda *x: module(*x) + (len(x[0]) == 1), batch=2)
     for number in (first, 4 - first):
         if number == 1:

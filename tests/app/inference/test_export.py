@@ -308,7 +308,6 @@ def test_command_refuses_a_dynamic_batch_for_executorch(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["torch", "aoti", "executorch"])
 def test_command_refuses_int8_in_another_format_before_anything_is_read(name, tmp_path, capsys):
-    """It was refused after the network was loaded, or a missing file was named first."""
     options = "--format", name, "--precision", "int8"
     assert run(tmp_path / "missing", "-o", tmp_path / "model", *options) == 2
     assert capsys.readouterr().err == f"wae: --precision: int8 needs the format onnx, got {name}\n"

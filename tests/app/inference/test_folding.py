@@ -337,7 +337,7 @@ class CallingElsewhere(nn.Module):
 
 
 def test_a_trace_leaves_calls_in_other_threads_alone(stock):
-    """torch.fx replaces the call of every module in the process: networks in use failed meanwhile."""
+    """torch.fx replaces the call of every module in the process."""
     network = CallingElsewhere(stock).eval()
     assert [node.target for node in traced(network).graph.nodes] == ["image", "layer", "output"]
     assert_close(*network.others, stock(torch.ones(1, 3, *SIZE)))

@@ -220,7 +220,7 @@ def test_labels_that_are_not_classes_are_refused(label, message, model):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32], ids=str)
 def test_labels_of_any_dtype_that_holds_them(dtype, model):
-    """The 16-bit numbers of label PNGs ended in an error of PyTorch's, which has no comparison for them."""
+    """PyTorch has no comparison for the 16-bit numbers of label PNGs."""
     data = images(20)
     with torch.no_grad():
         labels = model(data).argmax(1).to(dtype)

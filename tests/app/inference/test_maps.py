@@ -116,7 +116,7 @@ def test_maps_stay_in_their_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_writing_a_map_takes_no_longer_for_more_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For each image the folder was listed twice, and all names on the command line were compared."""
+    """Neither for those in the folder nor for those on the command line."""
     path = save_image(tmp_path / "a.png")
     maps = Maps(tmp_path / "out", [path], INPUT)
 

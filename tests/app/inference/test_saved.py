@@ -179,7 +179,7 @@ def folder(model, tmp_path):
 
 @pytest.mark.parametrize("part", ["_tensors", "sha256"], ids=["between its parts", "between its checks"])
 def test_a_folder_that_is_replaced_while_it_is_loaded(part, folder, monkeypatch):
-    """The encoder was that of the new network, in front of the old one; or a file was said to be damaged."""
+    """The encoder and the network must be of the same save."""
     new, read = deploy(small_wae(), SIZE, engine="eager"), getattr(saved, part)
 
     def replaced(path):
@@ -193,7 +193,7 @@ def test_a_folder_that_is_replaced_while_it_is_loaded(part, folder, monkeypatch)
 
 
 def test_loading_draws_no_random_numbers(folder):
-    """The layers' initial weights, which are overwritten, were some."""
+    """Not even for layers' initial weights, which are overwritten."""
     before = torch.get_rng_state()
     wae.load_deployed(folder)
     assert torch.equal(torch.get_rng_state(), before)

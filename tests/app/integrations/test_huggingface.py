@@ -164,7 +164,7 @@ def test_the_card_states_the_accuracy_as_each_command_records_it(accuracy: objec
     ids=["crop", "squash", "not square"],
 )
 def test_the_card_says_how_images_are_prepared(input: Input, said: str) -> None:
-    """An input that is not square was called a square, out of the middle."""
+    """An input need not be square."""
     model = HubClassifier.from_checkpoint(Shipped.FASHION_MNIST.path)
     card = HubClassifier(model.model, replace(model.described, input=input)).generate_model_card()
     assert f"| images | {said} |" in card.content

@@ -90,7 +90,7 @@ def test_a_name_means_the_same_network_everywhere(name: str) -> None:
 
 @pytest.mark.parametrize("side", [160, 224, 320])
 def test_positions_are_those_of_wae_train(side: int) -> None:
-    """They were fitted to the images once more, so that timm did not load the checkpoints."""
+    """Fitted to the images once more, they would not fit the checkpoints."""
     model = timm.create_model("wae_test_vit", num_classes=3, img_size=side)
     assert shapes(model) == shapes(build("wae_test_vit", 3, size=(side, side)))
 

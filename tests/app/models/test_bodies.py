@@ -259,7 +259,6 @@ def test_widen_input_changes_the_first_convolution():
 
 @pytest.mark.parametrize("name", ["high_body", "encoder", "decoder"])
 def test_parts_of_another_dtype_are_refused(name):
-    """It used to fail at the first image or, for a decoder, at the first reconstruction."""
     given = {"high_body": nn.Conv2d(3, 4, 3, stride=8), "encoder": Encoder(), "decoder": Decoder()}[name]
     body = nn.Conv2d(3, 64, 3, stride=8).double()
     wanted = f"{name} is torch.float32 on cpu, but the network is torch.float64 on cpu"

@@ -156,7 +156,7 @@ def with_own_forward(model: WAENetwork) -> None:
 def test_encoders_that_are_wrapped_or_have_their_own_forward_are_not_folded(
     make: Make, change: Callable[[WAENetwork], object]
 ) -> None:
-    """A wrapper that checkpoints has the attributes of its module, so it was given the folded branches."""
+    """A wrapper that checkpoints has the attributes of its module."""
     assert isinstance(folded_like(make, change).low_norm, nn.BatchNorm2d)
 
 

@@ -90,7 +90,6 @@ def test_unknown_names_are_refused(name):
 
 @pytest.mark.parametrize("classes", [0, -1, True, 2.0])
 def test_invalid_numbers_of_classes_are_refused(classes):
-    """0 used to mean the same as None."""
     with pytest.raises(NetworkError, match=f"classes must be an integer of at least 1, got {classes}"):
         build("small_vgg", classes)
 
@@ -104,7 +103,6 @@ def test_invalid_numbers_of_classes_are_refused(classes):
     ],
 )
 def test_wae_is_made_for_other_images_than_those_of_224_pixels_if_need_be(name, side):
-    """It was refused, or refused the images."""
     network = on_meta(partial(build, name, 3, size=(side, side)))
     assert network(torch.empty(2, 3, side, side, device="meta")).shape == (2, 3)
 

@@ -96,7 +96,7 @@ def test_half_resolution_averages_pixels_and_upsamples_bilinearly() -> None:
 
 
 def test_half_resolution_is_not_stretched_at_an_odd_edge() -> None:
-    """All of the scores were scaled to the image's size, which moved those at the far edge by a pixel."""
+    """All of the scores scaled to the image's size would move those at the far edge by a pixel."""
     ramp = torch.arange(9.0).expand(1, 3, 1, 9)
     scores = HalfResolutionSegmenter(nn.Identity())(ramp)
     torch.testing.assert_close(scores[..., 1:-2], ramp[..., 1:-2])

@@ -82,7 +82,6 @@ def test_wae_that_is_made_for_its_images_is_loaded(tmp_path):
 
 
 def test_a_path_may_be_a_string(tmp_path):
-    """It used to raise AttributeError."""
     path, model = str(tmp_path / "c"), tiny()
     save_classifier(path, model, "tiny")
     assert describe_classifier(path) == describe(path)

@@ -23,7 +23,7 @@ def test_learning_rate_schedules():
 
 
 def test_the_encoder_of_another_network_decays_like_its_other_weights():
-    """As in U-Nets and transformers: their weights had no weight decay."""
+    """As in U-Nets and transformers."""
     parameters = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in ("encoder.weight", "decoder.weight")}
     (group,) = optimizer_for(Stage("classifier", 1, 0.1, weight_decay=0.5), parameters).param_groups
     assert (group["weight_decay"], group["share"], len(group["params"])) == (0.5, 1.0, 2)

@@ -56,7 +56,7 @@ def test_googlenet_computes_what_torchvisions_does_and_so_does_its_copy_by_name(
 ):
     """With its weights torchvision's network rescales images, which the weights do not say.
 
-    The file of these weights also has the auxiliary classifiers, which are left out; it was refused.
+    The file of these weights also has the auxiliary classifiers, which are left out.
     """
     name = "googlenet"
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -122,7 +122,7 @@ def test_timm_weights_come_from_its_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("classes", [7, 1000])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "weights"])
 def test_the_number_of_classes_comes_from_the_file(tmp_path, classes, suffix):
-    """Whose name need not say that it is safetensors: it was taken for a damaged file of torch.save."""
+    """Whose name need not say that it is safetensors."""
     network = torchvision.models.get_model(TINY, num_classes=classes)
     path = tmp_path / f"w.{suffix}"
     if suffix == "pth":
@@ -250,7 +250,7 @@ def test_any_download_error_is_reported(monkeypatch):
     ],
 )
 def test_weights_of_a_library_that_lacks_the_network_are_refused(model, weights, message):
-    """The word was taken for the name of a file. A library that lacks the network was offered."""
+    """The word is not taken for the name of a file; no library that lacks the network is offered."""
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=f"^weights: {message}"):
         open_original(model, weights, 5)
@@ -301,7 +301,6 @@ def test_preprocessing_comes_from_the_checkpoint(tmp_path):
 
 
 def test_a_network_for_images_that_are_not_square_is_refused(tmp_path):
-    """It was measured and trained on squares of its height."""
     path = tmp_path / "original.safetensors"
     message = "needs a network for square images, got one for 20 x 30"
     save_classifier(path, named("small_photo_vgg", 3), "small_photo_vgg", ("a", "b", "c"), whole(20, 30))

@@ -167,7 +167,7 @@ class GuidedAtFullSize(nn.Module):
 
 
 def test_auxiliary_scores_of_padding_are_cut_off(scenes):
-    """They were scaled to the labels together with the padding, and so were too small for them."""
+    """Scaled to the labels together with the padding, they would be too small for them."""
     torch.manual_seed(0)
     model, seen = wae_segmenter(AnySize(GuidedAtFullSize(), 16)).train(), []
     hook = model.low_network.register_forward_hook(lambda module, given, result: seen.append(result))
@@ -180,7 +180,7 @@ def test_auxiliary_scores_of_padding_are_cut_off(scenes):
 
 
 def test_coarse_auxiliary_scores_of_padding_are_cut_off(scenes):
-    """They have no pixel at the border of the image, and were scaled to the labels with the padding."""
+    """They have no pixel at the border of the image."""
     torch.manual_seed(0)
     network = Guided()
     model, (images, labels) = wae_segmenter(AnySize(network, 16)).train(), data(scenes).batch(range(2), 0)
@@ -192,7 +192,7 @@ def test_coarse_auxiliary_scores_of_padding_are_cut_off(scenes):
 
 
 def test_auxiliary_scores_of_low_are_not_stretched_at_an_odd_edge():
-    """All of them were scaled to the labels, which moved those at the far edge by a pixel."""
+    """All of them scaled to the labels would move those at the far edge by a pixel."""
     torch.manual_seed(0)
     model, seen = wae_segmenter(GuidedAtFullSize()).train(), []
     model.low_network.register_forward_hook(lambda module, given, result: seen.append(result["aux"]))

@@ -48,7 +48,7 @@ def test_lasting_scales_warm_up_and_step_epochs():
 
 
 def test_a_rate_for_labels_leaves_stage_1_its_own():
-    """It was Adam's too: the 0.05 of SGD turned 45 dB into 14 within 60 steps."""
+    """As Adam's rate, the 0.05 of SGD turns 45 dB into 14 within 60 steps."""
     digits = plan.find("digits")
     assert [stage.learning_rate for stage in digits.at_rate(0.3).stages] == [1e-3, 0.3, 0.3]
     assert [stage.learning_rate for stage in digits.only("transform").at_rate(0.3).stages] == [0.3]

@@ -192,7 +192,7 @@ with joined("cpu"):
 
 @pytest.mark.slow
 def test_processes_with_different_images_do_not_train(tmp_path: Path) -> None:
-    """Machines may have their own copies. Each process took its share of its own images and labels."""
+    """Machines may have their own copies. Each process would take its share of its own images and labels."""
     run_in_two_processes(DIFFERENT, tmp_path)
 
 

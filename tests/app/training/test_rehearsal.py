@@ -50,7 +50,7 @@ def test_every_family_of_torchvision_is_saved_and_loaded(tmp_path, name):
 
 
 def test_images_of_a_wrong_size_are_refused_before_anything_is_computed():
-    """In a network that fits only in its last layer, large images were first computed for minutes."""
+    """In a network that fits only in its last layer, large images would first be computed for minutes."""
 
     class Costly(nn.Linear):
         def forward(self, images):

@@ -179,7 +179,7 @@ def test_weights_of_version_0_1_are_read_but_not_resumed_from(photos, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam])
 def test_a_checkpoint_is_not_needed_once_it_is_loaded(kind, tmp_path):
-    """The counts of steps were read from it. So it stayed on the disk, though the training replaced it."""
+    """Reading from it later would keep it on the disk, though the training replaces it."""
     path, model = tmp_path / "state", torch.nn.Linear(2, 2)
     optimizer = kind(model.parameters())
     model(torch.ones(1, 2)).sum().backward()

@@ -136,7 +136,7 @@ def test_the_mimic_loss_is_a_kl_divergence():
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_the_mimic_loss_of_16_bit_scores_is_computed_in_float32(precision):
-    """Its gradient is wrong by its own rounding at most; with logarithms in bfloat16 it was by a fifth."""
+    """Its gradient is wrong by its own rounding at most; with logarithms in bfloat16, by a fifth."""
     random = torch.Generator().manual_seed(0)
     wanted = (3 * torch.randn(64, 1000, generator=random)).to(precision)
     scores = (wanted + 0.3 * torch.randn(64, 1000, generator=random)).to(precision)
@@ -153,7 +153,7 @@ def test_the_mimic_loss_of_16_bit_scores_is_computed_in_float32(precision):
 
 @pytest.mark.parametrize(("precision", "most"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_a_reconstruction_in_16_bits_is_compared_with_the_exact_image(precision, most):
-    """A rounded image differs as much as a good reconstruction: gradients were wrong by up to 280 %."""
+    """A rounded image differs as much as a good reconstruction: gradients would be wrong by up to 280 %."""
     model = AutoEncoder()
     weights_file.load(weights_file.AUTOENCODER, model)
     images = photos.photo("coffee")[None, :, :256, :256]
@@ -329,7 +329,7 @@ class Floats(nn.Module):
 
 @pytest.mark.parametrize(("count", "accumulate"), [(7, 4), (5, 4), (3, 4), (7, 8)])
 def test_parts_hold_two_images_for_batchnorm_if_images_were_left_out(count, accumulate):
-    """One unreadable image in a batch ended the training: BatchNorm refuses a single number per channel."""
+    """BatchNorm refuses a single number per channel."""
     seen = []
     model = nn.Sequential(
         Floats(), nn.Flatten(), nn.Linear(192, 4), *[nn.BatchNorm1d(4)] * (accumulate < 8), nn.Linear(4, 3)
@@ -457,7 +457,7 @@ def test_statistics_are_measured_a_few_images_at_a_time(monkeypatch, low):
 
 
 def test_statistics_of_all_details_of_the_haar_transform_are_measured():
-    """It has nine, not three; a training of such a network with fixed statistics failed."""
+    """It has nine, not three."""
     model, images = wavelet_cnn(network()), image_set(augment=False).images
     norms.measure_norms(model, images, low=True)
     for norm, part in zip((model.low_norm, model.high_norm), model.decompose(images), strict=True):
@@ -613,7 +613,7 @@ def test_a_training_resumes_whose_steps_were_all_skipped_in_float16(tmp_path, mo
 
 
 def test_small_losses_train_in_float16():
-    """Without scaling, gradients below 6e-8 are zero: encoder and decoder did not feel the transform loss."""
+    """Without scaling, gradients below 6e-8 are zero: the transform loss would train nothing."""
     stage = Stage("joint", 1, 1.0, momentum=0.0, transform_weight=1e-5)
 
     def change(precision):
@@ -1152,7 +1152,7 @@ def test_a_plan_that_does_not_fit_is_refused(plan, model, message):
 
 
 def test_what_a_later_stage_lacks_is_an_error_before_the_first(tmp_path):
-    """It was one after the stages before, which may take hours."""
+    """The stages before may take hours."""
     path = tmp_path / "state"
     for entries, message in (({"mimic_weight": 1.0}, "needs a teacher"), ({"class_balance": 2.0}, "pixel")):
         with pytest.raises(ValueError, match=message):

@@ -126,7 +126,7 @@ def test_a_baselines_time_is_relative_to_the_accelerated_network(tmp_path, monke
 
 
 def test_a_baseline_that_diverges_is_left_out(tmp_path, monkeypatch):
-    """It ended the run after the accelerated network had been trained, and again whenever it was resumed."""
+    """It would end the run after the accelerated network is trained, and again whenever it is resumed."""
 
     def fit(*_):
         raise DivergedError("the loss is nan", "; a file that goes away is the checkpoint")

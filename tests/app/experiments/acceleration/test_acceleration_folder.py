@@ -21,7 +21,7 @@ def test_resume_needs_the_same_test_images(tmp_path):
 
 
 def test_resume_needs_the_same_weights_under_any_path(tmp_path):
-    """The same file in another folder, or from another working directory, was refused."""
+    """In another folder, or from another working directory."""
     records, first, copy, other = (tmp_path / name for name in ("out", "first.pth", "copy.pth", "other.pth"))
     records.mkdir()
     weights = build().state_dict()

@@ -46,7 +46,6 @@ def test_loaders_are_held_in_memory_unchanged(has_all):
 
 
 def test_a_loader_may_read_each_batch_into_the_same_memory():
-    """All images were copies of the last batch."""
     images, labels = of_two_classes(8, 0)
 
     def batches():
@@ -100,10 +99,7 @@ def test_wrong_batches_of_loaders_are_refused(batches, message):
     ids=["nan", "inf", "half", "minus one", "negative", "many", "floats", "channels", "count"],
 )
 def test_a_batch_that_cannot_be_used_is_named(images, labels, message):
-    """Labels with NaN ended in a ValueError that named nothing.
-
-    Batches with unequal numbers of images and labels were paired wrongly if the sums agreed.
-    """
+    """Unequal numbers of images and labels too, even if the sums over all batches agree."""
     good, bad = (IMAGES, LABELS), (images, labels)
     for loaders, name in (([[good, bad], [good]], "training"), ([[good], [good, bad]], "test")):
         with pytest.raises(DatasetError, match=f"^data: {message} in batch 2 of the {name} loader$"):

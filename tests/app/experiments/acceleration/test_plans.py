@@ -75,7 +75,7 @@ def test_to_name_the_usual_rate_changes_nothing(tmp_path):
 @pytest.mark.parametrize("epochs", [None, 1, 2, 5, 50])
 @pytest.mark.parametrize("shorter", [1, 4])
 def test_with_both_optimizers_networks_are_trained_for_as_long(tmp_path, epochs, shorter):
-    """With --epochs, SGD had a quarter fewer epochs than AdamW, with which it is compared."""
+    """They are compared with each other."""
     task, _ = task_of(tmp_path, epochs=epochs)
     lengths = [
         [stage.epochs for stage in plan_for(task, 500, Recipe(optimizer=name), shorter).stages]

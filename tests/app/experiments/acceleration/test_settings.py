@@ -79,7 +79,7 @@ def test_mirrored_distillation_needs_distillation(options):
 @pytest.mark.parametrize("target", [{"target": 2.0}, {"target_ms": 5.0}], ids=str)
 @pytest.mark.parametrize("chosen", [{"size": 96}, {"factor": 2}, {"factor": 4}], ids=str)
 def test_what_a_target_chooses_cannot_be_set_as_well(target, chosen):
-    """The setting was ignored, and later still if it was the default."""
+    """Not even to the default."""
     with pytest.raises(ValueError, match=f"^{min(chosen)} cannot be combined with a target"):
         Settings("resnet18", "digits", Path("out"), **target, **chosen)
 

@@ -88,7 +88,7 @@ def test_a_form_that_the_engine_does_not_run_is_left_out(monkeypatch, tmp_path):
 
 
 def test_images_in_memory_have_forms_of_their_own_size(monkeypatch, tmp_path):
-    """Only multiples of 32 were tried, so digits, which are 28 x 28, never met a target."""
+    """Digits are 28 x 28, so multiples of 32 would never do."""
     monkeypatch.setattr(target, "SECONDS", 0.01)
     monkeypatch.setattr(target, "_FACTORS", (2, 4))
     monkeypatch.setattr(machine.OtherPrograms, "cores", lambda others: 0.75)
@@ -120,7 +120,6 @@ def test_sizes_beyond_the_limit_are_left_out(monkeypatch, tmp_path):
     ids=["none", "too slow"],
 )
 def test_a_target_that_no_form_meets_is_refused(monkeypatch, tmp_path, options, curve, message):
-    """`target_ms` was called `target`."""
     with pytest.raises(ValueError, match=f"^{min(options)}: {message}$"):
         met(monkeypatch, tmp_path, curve, **options)
 
@@ -130,13 +129,12 @@ def test_a_target_that_no_form_meets_is_refused(monkeypatch, tmp_path, options, 
     [(0.05, ""), (0.5, "; other programs used 0.5 cores meanwhile: .* these times, --force measures again")],
 )
 def test_a_target_that_was_missed_on_a_busy_machine_can_be_measured_again(monkeypatch, tmp_path, cores, said):
-    """The same command read these times from its record, and did not say that they were doubtful."""
+    """Otherwise the same command would read these times from its record."""
     with pytest.raises(ValueError, match=rf"factor 8\){said}$"):
         met(monkeypatch, tmp_path, others=cores, target=20)
 
 
 def test_the_sizes_for_a_small_original_are_small_too():
-    """They were at least 32 pixels."""
     assert target._sizes(224) == [288, 224, 192, 160, 128]
     assert target._sizes(64) == [64, 32]
     assert target._sizes(48) == [60, 48, 40, 36, 32, 24]

@@ -47,7 +47,7 @@ def test_classes_are_in_the_order_of_the_original(tmp_path):
 
 @pytest.mark.parametrize(("classes", "replaced"), [(3, False), (2, True)])
 def test_loaders_classes_are_the_originals_of_the_same_numbers(tmp_path, classes, replaced):
-    """Loaders name no class. The numbers were taken for other names, and the trained head was replaced."""
+    """Loaders name no class, so the trained head is kept."""
     path = tmp_path / "original.safetensors"
     save_classifier(path, named("small_photo_vgg", 3), "small_photo_vgg", ("c", "a", "b"), Input(SIDE))
     images = torch.randint(256, (classes, 3, SIDE, SIDE), dtype=torch.uint8)
@@ -73,7 +73,7 @@ def test_a_checkpoint_says_how_a_photo_becomes_an_image_like_those_in_memory(tmp
 
 
 def test_a_network_has_as_many_classes_as_scores(tmp_path):
-    """Not as outputs of the linear layer defined last: its trained head was replaced by a new one."""
+    """Not as outputs of the linear layer defined last."""
     network = HeadFirst(nn.Linear(4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     held = InMemory(*of_two_classes(8, 0), ("dark", "light"), False, 0)
     task = opened(Settings(network, (held, held), tmp_path, input_size=SIDE))

@@ -22,8 +22,7 @@ from wae.training.trainer import DivergedError, TrainingError
 def test_a_trial_is_trained_and_tested_on_training_images_only(tmp_path, monkeypatch):
     """A fifth of the images is held out, and not augmented. The test images are not used.
 
-    The classes take turns here. Every fifth image was held out, so that all of these were of one class, which
-    no trial was trained on.
+    The classes take turns here: every fifth image is of one class, which no trial would be trained on.
     """
     task, images = task_of(tmp_path)
     seen, printed = [], io.StringIO()
@@ -57,7 +56,6 @@ def test_a_trial_is_trained_and_tested_on_training_images_only(tmp_path, monkeyp
 
 
 def test_a_trial_of_fewer_images_than_a_batch_uses_a_smaller_batch(tmp_path):
-    """A batch of more than four fifths of the images was refused."""
     task, _ = task_of(tmp_path, batch=18, epochs=1)
     assert 0 <= trials.trial(task, Record(tmp_path / "record.json", {}), task.form, NO_TEACHER) <= 1
 
@@ -150,7 +148,7 @@ def test_a_diverged_trial_is_worse_than_an_accuracy_of_zero(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("options", "got"), [({}, "those of the plan"), ({"learning_rate": 0.5}, "0.5")])
 def test_if_all_trials_diverge_nothing_is_chosen(tmp_path, monkeypatch, options, got):
-    """The first was taken as the best, and the training then diverged as well."""
+    """The training would diverge as well."""
     task, _ = task_of(tmp_path, **options)
     monkeypatch.setattr(trials, "trial", lambda *_: None)
     wanted = rf"^learning_rate must be lower, got {got}: .* with a lower --learning-rate and --force$"

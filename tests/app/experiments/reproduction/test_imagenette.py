@@ -216,7 +216,6 @@ def test_the_smallest_version_that_is_large_enough_is_downloaded(tmp_path, monke
 
 
 def test_a_failed_download_is_one_line_and_an_incomplete_folder_is_named(tmp_path, monkeypatch, capsys):
-    """The first was a traceback, the second an error of torchvision's about a class folder."""
     from torchvision import datasets
 
     def fail(folder, **options):
@@ -355,7 +354,7 @@ def test_a_resumed_run_prunes_by_the_measured_ratio_without_measuring_again(phot
 
 
 def test_pruning_sees_photos_of_all_classes_without_augmentation(photos, tmp_path, monkeypatch):
-    """They are sorted by class: the first 640 were of one."""
+    """They are sorted by class: the first 640 are of one."""
     seen = []
     monkeypatch.setattr(imagenette, "_PRUNING_IMAGES", 10)
     monkeypatch.setattr(imagenette, "ratio_for", lambda *_: {"ratio": 0.5, "time": 1.0})
@@ -446,7 +445,7 @@ def test_taylor_ranks_all_channels_by_the_loss_and_l1_those_of_a_layer_by_weight
 
 
 def test_the_layer_that_makes_the_scores_keeps_its_classes():
-    """The linear layer defined last was taken for it."""
+    """It need not be the linear layer defined last."""
     pytest.importorskip("torch_pruning")
     network = HeadFirst(nn.Linear(16, 10), *small_network().network[:-1], nn.Linear(16, 16))
     batch = torch.randint(256, (8, 3, 12, 12), dtype=torch.uint8), torch.arange(8)

@@ -66,7 +66,7 @@ def test_a_result_from_other_weights_than_those_there_counts_as_missing(tmp_path
 
 
 def test_a_result_of_other_images_is_refused(tmp_path):
-    """It was mixed with the others of its folder. One that does not say from which it came is kept."""
+    """One that does not say from which it came is kept."""
     job, known = Job("WAE", 0), DIGITS.on("digits").data
     assert known["number of images of train"] == 1500
     other = {**known, "number of images of train": 3}

@@ -84,7 +84,7 @@ def test_an_average_pool_with_its_own_divisor_is_refused():
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_graph_that_computes_something_else_is_not_quantized(engine, monkeypatch):
-    """An error of the exporter looked like a loss of accuracy in int8, and a small one was accepted."""
+    """An error of the exporter would look like a loss of accuracy in int8; a small one would be accepted."""
     if reason := ENGINES[engine].why_not("cpu", "int8"):
         pytest.skip(reason)
     module = importlib.import_module(f"wae.inference.engines.in_{engine}")
@@ -110,7 +110,7 @@ class Beside(nn.Sequential):
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("pools", ["up", "signed numbers", "behind zeros"])
 def test_average_pools_in_int8(engine, pools):
-    """ONNX Runtime halved the last row and column if a pool rounds up; OpenVINO failed with signs."""
+    """ONNX Runtime halves the last row and column if a pool rounds up; OpenVINO fails with signs."""
     if reason := ENGINES[engine].why_not("cpu", "int8"):
         pytest.skip(reason)
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ def _first():
 @torch.no_grad()
 @pytest.mark.parametrize("make", [_behind_a_relu, _first])
 def test_layers_behind_a_norm_are_simulated_right(make):
-    """They were off by half and more, so that kernels as wrong as that passed the check against them."""
+    """Kernels that are wrong would pass the check against a simulation that is as wrong."""
     engine, images = ENGINES["openvino"], torch.randn(4, 3, 12, 12)
     if reason := engine.why_not("cpu", "int8"):
         pytest.skip(reason)
@@ -45,7 +45,7 @@ def test_layers_behind_a_norm_are_simulated_right(make):
 @pytest.mark.slow
 @torch.no_grad()
 def test_weights_have_7_bits_if_sums_saturate(monkeypatch):
-    """Only those of the first layer had: the results of others were wrong by 40 % without VNNI."""
+    """In all layers: without VNNI results would be wrong by 40 %."""
     engine, images = ENGINES["openvino"], torch.randn(4, 3, 12, 12)
     if reason := engine.why_not("cpu", "int8"):
         pytest.skip(reason)

@@ -71,7 +71,7 @@ def network(request):
 
 @torch.no_grad()
 def test_norms_that_others_share_are_not_folded(network):
-    """They were folded for all: results were wrong by a third and more."""
+    """Results would be wrong by a third and more."""
     program, simulation = in_torchao.quantized(network, [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
     assert relative_difference(program.module()(_IMAGES), network(_IMAGES)) < 0.03
     assert simulation.movements
@@ -108,7 +108,7 @@ class Swish(nn.Module):
 @torch.no_grad()
 @pytest.mark.parametrize("make", [Sum, Swish])
 def test_a_number_may_be_added_to_the_result_of_a_layer(make):
-    """An AssertionError of torchao was the reason why the engine did not take such networks."""
+    """torchao's quantizer would assert that it is a tensor."""
     if reason := ENGINES["compile"].why_not("cpu", "int8"):
         pytest.skip(reason)
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_a_number_may_be_added_to_the_result_of_a_layer(make):
 
 @torch.no_grad()
 def test_images_have_7_bits_if_sums_saturate(monkeypatch):
-    """They had 8: the results of two convolutions were wrong by 38 % without VNNI."""
+    """With 8, results of two convolutions would be wrong by 38 % without VNNI."""
     if reason := ENGINES["compile"].why_not("cpu", "int8"):
         pytest.skip(reason)
     torch.manual_seed(0)
