@@ -25,11 +25,11 @@ from wae.storage.files import sha256
 from wae.storage.weights_file import CheckpointError
 
 from .pretrained import (
-    HALVES,
     IMAGENET_DEVIATION,
     IMAGENET_MEAN,
     TORCHVISION,
     downloaded,
+    expected_colours,
     read_tensors,
     torchvision_weights,
 )
@@ -160,8 +160,7 @@ def _of_torchvision(name: str, weights: str, classes: int) -> Original:
         unused = tuple(f"{part}." for part in AUXILIARY.get(name, ()))
         network, sources = _from_file(weights, make, classes, unused)
     (size,), (resize,) = preset.crop_size, preset.resize_size
-    # GoogLeNet and Inception v3 do not rescale what the preset normalises: see torchvision_network
-    mean, std = (HALVES, HALVES) if name in AUXILIARY else (_three(preset.mean), _three(preset.std))
+    mean, std = map(_three, expected_colours(name))
     return Original(
         name,
         network.eval(),

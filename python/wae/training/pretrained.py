@@ -110,8 +110,8 @@ def load_autoencoder(model: nn.Module, path: Path) -> None:
 def load_body(model: nn.Module, name: str, source: str) -> None:
     """Load pretrained weights into the standard body of ``model``; its classifier does not change.
 
-    torchvision's GoogLeNet and Inception v3 also get the scale and shift that their weights expect, unless
-    they are in a WAE network, which normalises what its body sees.
+    torchvision's weights also come with the scale and shift that they expect, unless they are for a WAE
+    network, which normalises what its body sees.
 
     Args:
         model: the network called ``name``. In a WAE network the low body is loaded.
@@ -138,8 +138,8 @@ def load_body(model: nn.Module, name: str, source: str) -> None:
     if more := _of_missing_layer(below, body):
         raise CheckpointError(f"{source}: these are not the weights of {name}'s body: {more} is unexpected")
     weights_file.put(source, body, found, strict=False)
-    if source == TORCHVISION and isinstance(model, FullResolution) and _stem(name) in AUXILIARY:
-        _scale(model, HALVES, HALVES)
+    if source == TORCHVISION and isinstance(model, FullResolution):
+        _scale(model, *expected_colours(_stem(name)))
 
 
 def _of_missing_layer(names: Sequence[str], body: nn.Module) -> str:
@@ -186,6 +186,16 @@ def torchvision_weights(name: str) -> Any:
         return models.get_model_weights(name)["DEFAULT"]
     except (ValueError, KeyError):
         raise UsageError(f"torchvision has no weights for {name}") from None
+
+
+def expected_colours(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation, of colours 0..1, of the images that torchvision's best weights of ``name`` expect.
+
+    GoogLeNet and Inception v3 do not rescale what torchvision's preset normalises: see
+    :func:`wae.models.bodies.torchvision_network`. Raises UsageError if there are no such weights.
+    """
+    preset = torchvision_weights(name).transforms()
+    return (HALVES, HALVES) if name in AUXILIARY else (preset.mean, preset.std)
 
 
 def downloaded(library: str, name: str, make: Callable[[], nn.Module]) -> nn.Module:

@@ -908,9 +908,12 @@ def test_a_body_saved_inside_another_module_is_found(tmp_path, prefix, wrapper):
         assert torch.equal(model.body[0].weight, source.body[0].weight)
 
 
-@pytest.mark.parametrize("name", ["googlenet", "googlenet_half"])
-def test_googlenet_with_torchvisions_weights_sees_what_these_expect(monkeypatch, name):
-    """torchvision's own network rescales images to a mean and deviation of 0.5."""
+@pytest.mark.parametrize("name", ["googlenet", "googlenet_half", "efficientnet_v2_l"])
+def test_a_network_with_torchvisions_weights_sees_what_these_expect(monkeypatch, name):
+    """A mean and deviation of 0.5: torchvision's own GoogLeNet rescales images to them.
+
+    EfficientNetV2-L is replaced by GoogLeNet here, which is a tenth of its size.
+    """
     from torchvision import models
 
     source = models.googlenet(num_classes=5, init_weights=False)
