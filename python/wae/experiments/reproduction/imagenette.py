@@ -9,7 +9,6 @@ distilled from it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,7 +175,7 @@ class Imagenette(FineTuned):
         parts = self.parts(data)
         if len(labels := parts["train"].labels) != CLASSES:
             raise DatasetError(f"{data}: Imagenette has {CLASSES} classes, got {len(labels)}")
-        metadata = {"files": _files(parts), "labels": json.dumps(labels)}
+        metadata = {"data": json.dumps(self.on(data).data), "labels": json.dumps(labels)}
         if not path.exists() or _metadata(path) != metadata:
             tensors: dict[str, Tensor] = {}
             for part, images in parts.items():
@@ -213,16 +212,6 @@ def _equal_side(stem: str, size: int) -> int:
 
 _PARTS = ("train", "val")
 _PHOTOS = (9469, 3925)  # in each part of the published data set
-
-
-def _files(parts: Mapping[str, ImageFolder]) -> str:
-    """The SHA-256 of the names and sizes of all files."""
-    digest = hashlib.sha256()
-    for images in parts.values():
-        for name, _ in images.samples:
-            path = Path(name)
-            digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()
 
 
 def _metadata(path: Path) -> dict[str, str]:
