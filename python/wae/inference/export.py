@@ -53,7 +53,7 @@ from .engines import ENGINES, EngineError, Run, as_engine_error, in_onnxruntime,
 from .engines.int8 import Movement
 from .folding import fold
 from .not_finite import finite_images, nan_where_not_finite
-from .precision import tolerance
+from .precision import name_of, tolerance
 from .programs import any_batch, as_bytes, exported
 from .undisturbed import undisturbed
 
@@ -279,7 +279,7 @@ def metadata(described: Description, size: tuple[int, int], image_dtype: torch.d
         "grayscale": input.grayscale,
         "channels": "RGB",
         "layout": "NCHW",
-        "dtype": str(image_dtype).removeprefix("torch."),
+        "dtype": name_of(image_dtype),
         "range": [0, 255],
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
