@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -33,11 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run random problems and print the table; return 1 if an op was wrong."""
     from wae.experiments import selftest
+    from wae.progress import bar
 
-    with shared.seconds_bar("checking", options.seconds) as advance:
+    with bar("checking", options.seconds) as advance:
         rows: list[Row] = []
+        before = time.monotonic()
         for rows in selftest.run(options.seconds, options.first, options.only):  # noqa: B007 (the last counts)
-            advance()
+            now = time.monotonic()
+            advance(now - before)
+            before = now
     if options.json:
         shared.print_json([asdict(row) for row in rows])
     else:

@@ -7,8 +7,7 @@ import json
 import math
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -219,23 +218,6 @@ def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] |
     if options.calibrate is None:
         return None
     return in_folder(options.calibrate, input, most(100, input.shape))
-
-
-@contextmanager
-def seconds_bar(what: str, total: float) -> Iterator[Callable[[], None]]:
-    """Show a bar for work that takes ``total`` seconds, and yield the function that updates it."""
-    from wae.progress import bar
-
-    last = time.monotonic()
-    with bar(what, total) as advance:
-
-        def tick() -> None:
-            nonlocal last
-            now = time.monotonic()
-            advance(now - last)
-            last = now
-
-        yield tick
 
 
 def console(json: bool = False) -> Console:
