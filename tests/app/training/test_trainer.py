@@ -1185,30 +1185,20 @@ def shared(tmp_path_factory):
 
 
 @pytest.mark.slow  # three processes that import torch
-def test_two_processes_give_the_losses_of_one(shared):
-    """If nothing depends on the statistics of a batch, the sums are the same, in another order."""
-    two = [epoch["losses"] for epoch in weights_file.read_record(shared / "fixed")]
-    one = [epoch.losses for epoch in run(FIXED)[1]]
-    assert len(one) == len(two) == 6
-    for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* images could not be read")
-def test_two_processes_with_unequal_shares_give_the_losses_of_one(shared):
-    """If some images are left out, the others count the same, whichever process has them."""
-    two = [epoch["losses"] for epoch in weights_file.read_record(shared / "gaps")]
-    one = [epoch.losses for epoch in run(FIXED, data=with_gaps(image_set()))[1]]
-    for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("fixed", lambda data: data), ("gaps", with_gaps), ("counted", partly_counted)],
+    ids=["all", "some images left out", "some labels not counted"],
+)
+def test_two_processes_give_the_losses_of_one(name, changed, shared):
+    """Every label counts the same, whichever process has it. Sums are in another order.
 
-
-@pytest.mark.slow
-def test_two_processes_with_unequally_many_labels_give_the_losses_of_one(shared):
-    """If some labels are not counted, the others count the same, whichever process has them."""
-    two = [epoch["losses"] for epoch in weights_file.read_record(shared / "counted")]
-    one = [epoch.losses for epoch in run(FIXED, data=partly_counted(image_set()))[1]]
+    Nothing in this plan depends on the statistics of a batch.
+    """
+    two = [epoch["losses"] for epoch in weights_file.read_record(shared / name)]
+    one = [epoch.losses for epoch in run(FIXED, data=changed(image_set()))[1]]
+    assert len(one) == len(two) == 6
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
 
