@@ -221,7 +221,7 @@ assert cli.main([str(one) for one in arguments]) == 1
 
 @pytest.mark.slow
 def test_processes_with_different_images_do_not_evaluate(tmp_path: Path) -> None:
-    """The accuracy was that of a part of each one's images, and some were counted twice."""
+    """The accuracy would be that of a part of each one's images, some of them counted twice."""
     run_in_two_processes(EVALUATED, tmp_path)
     wanted = (
         "wae: the test images of process 1 are not those of the first: they differ in file names, "

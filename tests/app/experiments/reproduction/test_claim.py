@@ -40,7 +40,7 @@ def test_all_networks_are_trained_with_labels_for_the_same_epochs_at_the_same_ra
 
 @pytest.mark.parametrize(("times", "epochs"), [(0.25, [1, 2, 22]), (0.7, [1, 7, 63]), (0.01, [1, 1, 1])])
 def test_epochs_are_multiplied_and_rounded_down(times, epochs):
-    """0.7 times 90 epochs were 62."""
+    """In floating point 0.7 times 90 is less than 63."""
     assert [stage.epochs for stage in longer(find("camvid"), times).stages] == epochs
 
 
