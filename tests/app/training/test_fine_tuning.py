@@ -80,7 +80,7 @@ def test_wae_is_initialised_from_the_original_and_distilled_from_it(train, origi
     torch.testing.assert_close(teachers[-1].cpu().eval()(images), network.eval()(images))
     plan = read(tmp_path / "out" / "plan.toml")
     assert (plan.model, plan.start, plan.norm_statistics) == ("wae_enet", "random", "kept")
-    assert [stage.learning_rate for stage in plan.stages] == [0, 0]  # as given
+    assert [stage.learning_rate for stage in plan.stages] == [3e-4, 0]  # of fine-tuning, and as given
     assert {name: getattr(plan.stages[1], name) for name in DISTILLED} == DISTILLED
     assert train("--original", original, "--learning-rate", 0, "--resume") == 0
 
