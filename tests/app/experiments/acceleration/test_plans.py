@@ -66,7 +66,7 @@ def test_with_sgd_one_joint_stage_lasts_as_long_as_both_labelled_stages(tmp_path
 
 
 def test_to_name_the_usual_rate_changes_nothing(tmp_path):
-    """Adam's rate in stage 1 became SGD's, at which the auto-encoder forgets the image."""
+    """At SGD's rate, Adam in stage 1 would make the auto-encoder forget the image."""
     usual = plan_for(task_of(tmp_path)[0], 1000, Recipe(optimizer=SGD))
     named, _ = task_of(tmp_path, optimizer=SGD, learning_rate=usual.stages[-1].learning_rate)
     assert plan_for(named, 1000, Recipe(optimizer=SGD)) == usual
