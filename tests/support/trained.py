@@ -113,6 +113,8 @@ if __name__ == "__main__":
             run(plan, state=folder / name, device=device)
         run(FIXED, data=with_gaps(image_set()), state=folder / "gaps", device=device)
         run(FIXED, data=partly_counted(image_set()), state=folder / "counted", device=device)
+        single = replace(FIXED, batch=2, stages=(replace(JOINT, epochs=1, learning_rate=0.005),))
+        run(single, data=with_gaps(image_set()), state=folder / "single", device=device)
         model, passes = network(), []
         model.encoder.register_forward_hook(lambda *_: passes.append(None))
         run(replace(FIXED, accumulate=2), model, with_gaps(image_set()), device=device)

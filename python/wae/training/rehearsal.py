@@ -54,11 +54,11 @@ def _works(name: str, side: int) -> bool:
     return _why_not(network, (1, 3, side, side)) is None
 
 
-def _why_not(network: nn.Module, shape: Sequence[int]) -> str | None:
+def _why_not(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> str | None:
     """Why a network on "meta" does not accept images of ``shape``; None if it does."""
     try:
         with torch.no_grad():
-            network(torch.empty(shape, device="meta"))
+            network(torch.empty(shape, dtype=dtype, device="meta"))
     except Exception as error:  # any that the network's own code raises
         return first_line(error)
     return None
@@ -75,6 +75,14 @@ def try_training(plan: Plan, classes: int, images: Tensor) -> None:
             f"{plan.model} cannot be trained on parts of {each}: {why}; use a larger --batch or --size, or "
             "fewer processes or --accumulate"
         )
+
+
+def takes_one(network: nn.Module, images: Tensor) -> bool:
+    """Whether ``network``, in its present mode, accepts a single image like ``images``, (N, 3, H, W).
+
+    A BatchNorm in training refuses it if it sees one number per channel, after a global pooling for example.
+    """
+    return _why_not(copy.deepcopy(network).to("meta"), (1, *images.shape[1:]), images.dtype) is None
 
 
 def rehearse(

@@ -112,7 +112,7 @@ class Session:
             FolderInUseError: another training is writing to ``folder``.
             CheckpointError: a file of weights cannot be used, or ``folder`` holds another training.
             DatasetError, ImageError, ClassError: the data cannot be used.
-            TrainingError: the loss is no longer finite, or no image of a step can be read.
+            TrainingError: the loss is no longer finite, or too few images can be read.
             LostProcessError: another process has ended.
             UsageError: there is no such network or device, or the settings cannot be combined.
             ValueError: network, plan and data do not fit together.

@@ -39,6 +39,7 @@ from .objective import Objective, check, trained
 from .optimization import learning_rate, optimizer_for, running_average
 from .plan import Plan, Stage
 from .processes import gathered, rank_and_world, require_same, summed
+from .rehearsal import takes_one
 from .sparsity import Masks
 from .state import Epoch, State, checked, read_epoch
 
@@ -123,7 +124,7 @@ def train(
             from other ``sources``.
         DivergedError: the loss or a gradient is not finite, in which case the weights are those before that
             step; or the loss of the test images is not finite after an epoch.
-        TrainingError: none of the images of a step can be read.
+        TrainingError: too few images can be read for a single step of an epoch.
         DatasetError: processes have different images.
         ValueError: the plan does not fit the model, the data or the number of processes.
     """
@@ -269,13 +270,14 @@ class _Run:
         steps = len(loader)
         self.observer.start(plan, number, epoch, steps)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        taken = 0
         for step, (images, labels) in enumerate(loader):
-            if not len(labels):
-                first = f"; the first: {loader.failed[0]}" if loader.failed else ""
-                raise TrainingError(f"none of the images of step {step + 1} in {where} can be read{first}")
             for group in optimizer.param_groups:
                 group["lr"] = group["share"] * learning_rate(stage, epoch + step / steps)
             losses = self._step(module, images, labels, optimizer, f"step {step + 1} of {where}")
+            if losses is None:
+                continue
+            taken += 1
             if masks:
                 masks.apply()
             if average is not None:
@@ -283,18 +285,47 @@ class _Run:
             for name, loss in losses.items():
                 sums[name] += loss
             self.observer.step(step + 1, losses)
-        self.observer.left_out(gathered(loader.failed))
-        means = {name: summed(total).item() / steps / self.world for name, total in sums.items()}
+        failed = gathered(loader.failed)
+        self.observer.left_out(failed)
+        if steps and not taken:
+            first = f"; the first: {failed[0]}" if failed else ""
+            raise TrainingError(f"{where}: too few images can be read for a single step{first}")
+        means = {name: summed(total).item() / taken / self.world for name, total in sums.items()}
         if not all(math.isfinite(mean) for mean in means.values()):
             raise self._diverged(f"the loss is {means['loss']:g} in {where}")
         return means
 
+    def _shares(self, module: nn.Module, labels: Tensor) -> Tensor:
+        """Each process's number of images and weight of labels in a batch, (world, 2)."""
+        shares = torch.zeros(self.world, 2, dtype=torch.float64)
+        objective = module.module if isinstance(module, DistributedDataParallel) else module
+        assert isinstance(objective, Objective)
+        shares[self.rank, 0], shares[self.rank, 1] = len(labels), weight_of(labels, objective.weights)
+        return summed(shares)
+
+    def _enough(self, shares: Tensor, images: Tensor) -> bool:
+        """Whether a step can be taken, which all processes do or none: each of them needs an image.
+
+        If only one is left of several, BatchNorms may refuse it.
+        """
+        fewest = int(shares[:, 0].min())
+        if fewest == 1 < self.plan.batch // self.world:
+            return takes_one(self.model, images)
+        return fewest > 0
+
     def _step(
         self, module: nn.Module, images: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, where: str
-    ) -> dict[str, Tensor]:
-        """Take one step, and return its losses: see :meth:`_gradients`. ``where`` names it in an error."""
+    ) -> dict[str, Tensor] | None:
+        """Take one step, and return its losses: see :meth:`_gradients`. ``where`` names it in an error.
+
+        Returns None, and takes no step, if too few of the images could be read.
+        """
+        labels = labels.to(self.device)
+        shares = self._shares(module, labels)
+        if not self._enough(shares, images):
+            return None
         optimizer.zero_grad()
-        losses = self._gradients(module, to_device(images, self.device), labels.to(self.device))
+        losses = self._gradients(module, to_device(images, self.device), labels, shares)
         if not self._finite(optimizer, losses):
             loss = losses["loss"].item()
             raise self._diverged(f"the gradients are not finite, and the loss is {loss:g}, in {where}")
@@ -308,18 +339,15 @@ class _Run:
             return None
         return self.steps * (epoch + 1) // stage.epochs - self.steps * epoch // stage.epochs
 
-    def _gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _gradients(
+        self, module: nn.Module, images: Tensor, labels: Tensor, shares: Tensor
+    ) -> dict[str, Tensor]:
         """Compute the gradients of a batch, and return this process's share of the losses.
 
         They are those of the whole batch, even if the parts of the batch or the shares of the processes
         differ in the number of images, because some were left out, or in the weight of the labels. Gradients
         are averaged over the processes here, losses later.
         """
-        objective = module.module if isinstance(module, DistributedDataParallel) else module
-        assert isinstance(objective, Objective)
-        shares = torch.zeros(self.world, 2, dtype=torch.float64)
-        shares[self.rank, 0], shares[self.rank, 1] = len(labels), weight_of(labels, objective.weights)
-        shares = summed(shares)
         size, weight = shares.mean(0).tolist()
         # There may be fewer parts than planned if images were left out, because a BatchNorm needs two images.
         # All processes have the same number, because synchronised BatchNorms wait for each other.
