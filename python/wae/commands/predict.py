@@ -144,7 +144,7 @@ def _network(options: argparse.Namespace, weights: Path, input: Input) -> predic
     from wae.progress import bar
 
     model = shared.load(weights, options.model)
-    data = shared.calibration(options, input)
+    data = shared.calibration(options, input, options.invert)
     with bar("preparing the network", None):
         return predict.runner(
             model,

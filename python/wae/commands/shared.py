@@ -211,13 +211,13 @@ def check_calibration(options: argparse.Namespace) -> None:
         raise Failure(f"--calibrate: {options.calibrate} is not a folder")
 
 
-def calibration(options: argparse.Namespace, input: Input) -> Iterator[Tensor] | None:
-    """The images of ``--calibrate``, prepared for the network; None without the option."""
+def calibration(options: argparse.Namespace, input: Input, invert: bool = False) -> Iterator[Tensor] | None:
+    """The images of ``--calibrate``, prepared as the network will see others; None without the option."""
     from wae.inference.calibration import in_folder, most
 
     if options.calibrate is None:
         return None
-    return in_folder(options.calibrate, input, most(100, input.shape))
+    return in_folder(options.calibrate, input, most(100, input.shape), invert)
 
 
 def console(json: bool = False) -> Console:

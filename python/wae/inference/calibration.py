@@ -195,12 +195,15 @@ def _files(
         yield part, None
 
 
-def in_folder(folder: Path, input: Input, wanted: int) -> Iterator[Tensor]:
-    """Up to ``wanted`` readable images below ``folder``, a few at a time, (N, 3, H, W) uint8."""
+def in_folder(folder: Path, input: Input, wanted: int, invert: bool = False) -> Iterator[Tensor]:
+    """Up to ``wanted`` readable images below ``folder``, a few at a time, (N, 3, H, W) uint8.
+
+    ``input`` and ``invert`` are as for :func:`wae.data.input.prepare`.
+    """
     found = list(find([folder]))
     numbers = _spread(len(found), wanted).tolist()
     chosen = track([found[number] for number in numbers], "reading images")
     others = (found[number] for number in _others(len(found), numbers))
-    prepared = islice(images(chain(chosen, others), input), wanted)
+    prepared = islice(images(chain(chosen, others), input, invert), wanted)
     while part := list(islice(prepared, _READ)):
         yield torch.stack(part)

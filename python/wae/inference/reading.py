@@ -56,9 +56,11 @@ def ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def images(found: Iterable[Found], input: Input) -> Iterator[Tensor]:
-    """The prepared images of the files in ``found`` that can be read, ``(3, *input.shape)`` uint8 each."""
-    with closing(
-        ahead(partial(load, input=input, invert=False, max_pixels=MAX_PIXELS), found, _BATCH)
-    ) as loaded:
+def images(found: Iterable[Found], input: Input, invert: bool = False) -> Iterator[Tensor]:
+    """The prepared images of the files in ``found`` that can be read, ``(3, *input.shape)`` uint8 each.
+
+    ``invert`` is as for :func:`wae.data.input.prepare`.
+    """
+    prepared = partial(load, input=input, invert=invert, max_pixels=MAX_PIXELS)
+    with closing(ahead(prepared, found, _BATCH)) as loaded:
         yield from (image for _, image in loaded if image is not None)

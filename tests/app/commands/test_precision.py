@@ -16,6 +16,7 @@ from wae.data.images import read_image
 from wae.data.input import evaluation_resize
 from wae.experiments import evaluation, machine
 from wae.inference import deploy as deploying
+from wae.inference import predict as prediction
 from wae.inference.agreement import DisagreementError
 from wae.inference.calibration import CalibrationError
 from wae.inference.engines import ENGINES, EngineError
@@ -235,6 +236,25 @@ def test_predict_checks_agreement_of_an_engine_on_the_calibration_images(weights
     assert run(*arguments, "--engine", "eager", "--max-drop", 0.01) == 1
     assert "loses 2.00% of agreement with it on 101 images" in capsys.readouterr().err
     assert run(*arguments, "--engine", "eager", "--max-drop", 0.02) == 0
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_predict_calibrates_on_images_as_it_sees_them(weights, data, monkeypatch, capsys, invert):
+    """Of the other polarity, they would give other scales, and say nothing about the images to predict."""
+    seen = []
+
+    def runner(*_, calibration, **__):
+        seen.append(torch.cat(list(calibration)))
+        return lambda images: torch.zeros(len(images), 3)
+
+    monkeypatch.setattr(prediction, "runner", runner)
+    some = ("--invert",) if invert else ()
+    arguments = ("predict", data / "val", "--weights", weights, "--calibrate", data / "train")
+    assert run(*arguments, "--engine", "eager", *some) == 0
+    described = checkpoint.describe(weights).input
+    paths = sorted((data / "train").glob("*/*.png"))
+    wanted = {prepare(read_image(path), described, invert).numpy().tobytes() for path in paths}
+    assert {image.numpy().tobytes() for image in seen[0]} == wanted
 
 
 def test_every_option_of_export_is_passed_on(weights, data, tmp_path, monkeypatch, capsys):
