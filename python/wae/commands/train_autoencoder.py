@@ -41,12 +41,16 @@ def run(options: argparse.Namespace) -> int:
     """Train, write checkpoints, and print the quality on held-out photos."""
     from wae.data import photos
     from wae.data.images import read_image
+    from wae.data.walk import labels_among
     from wae.storage.files import refuse_existing
     from wae.training import stage1
     from wae.training.observers import Terminal, quality_table
 
     refuse_existing(options.output, options.force or options.resume)
     names = tuple(map(str, options.photos)) or photos.TRAINING
+    for source in options.photos:
+        if labels := labels_among(source):
+            raise shared.Failure(labels)
     paths = shared.found_images(options.photos or map(photos.photo_path, photos.TRAINING))
     for path in paths:
         shared.check_target(options.output, path, options.force or options.resume)

@@ -26,10 +26,9 @@ from .dataset import NOT_COUNTED, DatasetError, Draw, permuted, read_class_names
 from .image_files import ImageFiles, OnCorrupt
 from .images import LONGEST, MAX_PIXELS, ImageError, read_image, read_numbers
 from .input import MAX_SIZE, Input, luma, prepare, prepare_labels, visible, whole
-from .walk import LeftOut, find
+from .walk import PARTS, LeftOut, find
 
 CLASSES = "classes.txt"
-_PARTS = ("train", "val", "test")
 _NEVER = 255  # the number that is not counted, unless a class has it
 _UNKNOWN = -1
 _NAMED = 10  # classes in a line
@@ -265,7 +264,7 @@ def holds_segmentation(folder: Path) -> bool:
 
     Raises DatasetError if only the ``classes.txt`` is missing.
     """
-    found = [[(folder / part / name).is_dir() for name in ("images", "labels")] for part in _PARTS]
+    found = [[(folder / part / name).is_dir() for name in ("images", "labels")] for part in PARTS]
     if (folder / CLASSES).is_file():
         return any(map(any, found))
     if any(map(all, found)):

@@ -20,6 +20,9 @@ _SYSTEM = frozenset(
 )
 """Names, in lower case, that operating systems and file servers put among a user's files."""
 
+PARTS = ("train", "val", "test")
+"""The folders of a data set's parts."""
+
 _NAMED = 5  # file types named in the line
 
 
@@ -65,6 +68,17 @@ class LeftOut:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden or the system's: see :attr:`LeftOut.hidden`."""
     return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def labels_among(folder: Path) -> str:
+    """One line on the labels of pixels in ``folder``, which :func:`find` takes for images; empty if none.
+
+    They are found if ``folder`` is a data set as in :mod:`wae.data.segmentation`, or a part of one.
+    """
+    for part in (folder, *(folder / name for name in PARTS)):
+        if (part / "images").is_dir() and (part / "labels").is_dir():
+            return f"{folder}: holds labels of pixels beside its images; name {part / 'images'} instead"
+    return ""
 
 
 def find(sources: Iterable[Path], left_out: LeftOut | None = None) -> Iterator[Found]:

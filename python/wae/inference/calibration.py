@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wae.data.dataset import Dataset, spread
 from wae.data.input import IMAGENET, Input
-from wae.data.walk import find
+from wae.data.walk import find, labels_among
 from wae.errors import WaeError
 from wae.progress import track
 from wae.wording import counted, shown
@@ -198,8 +198,11 @@ def _files(
 def in_folder(folder: Path, input: Input, wanted: int, invert: bool = False) -> Iterator[Tensor]:
     """Up to ``wanted`` readable images below ``folder``, a few at a time, (N, 3, H, W) uint8.
 
-    ``input`` and ``invert`` are as for :func:`wae.data.input.prepare`.
+    ``input`` and ``invert`` are as for :func:`wae.data.input.prepare`. Raises CalibrationError if labels of
+    pixels are among the images.
     """
+    if labels := labels_among(folder):
+        raise CalibrationError(f"calibration: {labels}")
     found = list(find([folder]))
     numbers = _spread(len(found), wanted).tolist()
     chosen = track([found[number] for number in numbers], "reading images")

@@ -718,6 +718,14 @@ def test_train_autoencoder_writes_weights_that_encode_accepts(tmp_path, photo_fi
     assert "smaller than a crop" in capsys.readouterr().err
 
 
+def test_an_auto_encoder_is_not_trained_on_labels_of_pixels(tmp_path, capsys):
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        Image.new("L", (16, 16)).save(tmp_path / kind / "a.png")
+    assert run("train-autoencoder", tmp_path, "-o", tmp_path / "w", "--crop", 8) == 1
+    assert "holds labels of pixels beside its images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", ["argparse", "numpy"], ids=["by the command line", "by torch"])
 def test_ctrl_c_while_importing_is_one_line(tmp_path, module):
     """An exception during an import may abort a library's C++ code, and prints a long traceback."""

@@ -149,6 +149,21 @@ def test_images_from_a_folder(tmp_path):
         gather(tmp_path, (16, 16), 5, False)
 
 
+@pytest.mark.parametrize("named", ["", "train"])
+def test_labels_of_pixels_are_not_taken_for_images(tmp_path, named):
+    """They are nearly black images, or colourful ones, whose classes hardly ever change in int8."""
+    part = tmp_path / "train"
+    for kind in ("images", "labels"):
+        (part / kind).mkdir(parents=True)
+        Image.new("L", (16, 16), 3).save(part / kind / "a.png")
+    with pytest.raises(CalibrationError) as caught:
+        gather(tmp_path / named, (16, 16), 1, True)
+    named = tmp_path / named
+    wanted = f"calibration: {named}: holds labels of pixels beside its images; name {part / 'images'} instead"
+    assert str(caught.value) == wanted
+    assert sum(map(len, calibration.in_folder(part / "images", Input(8, 8), 6))) == 1
+
+
 class WithGaps:
     """A data set in which every third image cannot be read, and is left out."""
 
