@@ -114,7 +114,7 @@ def transform(input: Input, augment: bool) -> Callable[[Tensor], Tensor]:
 
     if not augment:
         return partial(prepare, input=input)
-    scaled = v2.InterpolationMode(input.interpolation)
+    scaled = v2.InterpolationMode(input.mode)
     augmentation = [v2.RandomResizedCrop(input.shape, interpolation=scaled), v2.RandomHorizontalFlip()]
     made: Callable[[Tensor], Tensor] = v2.Compose([*augmentation, *([luma] if input.grayscale else [])])
     return made

@@ -23,7 +23,7 @@ MAX_SIZE = 2048
 """The longest side of a network's input, in pixels. The limit keeps a small file from taking much memory."""
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
-"""All but "nearest" are antialiased."""
+"""All but "nearest" are antialiased. "nearest" takes the pixel in the middle, as Pillow does."""
 
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, like Pillow's mode L
 
@@ -70,6 +70,11 @@ class Input:
     def shape(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.size, self.width or self.size
+
+    @property
+    def mode(self) -> str:
+        """PyTorch's name of the interpolation. What it calls "nearest" is up to half a pixel off."""
+        return "nearest-exact" if self.interpolation == "nearest" else self.interpolation
 
     @property
     def is_whole(self) -> bool:
@@ -179,7 +184,7 @@ def visible(pixels: Tensor, input: Input) -> Tensor:
 def _scaled(image: Tensor, input: Input) -> Tensor:
     """``image`` with its shorter side scaled to ``resize``; with ``squash``, both sides."""
     size, antialias = _scaled_size(image.shape[1:], input), input.interpolation != "nearest"
-    return F.interpolate(image[None], size, mode=input.interpolation, antialias=antialias)[0]
+    return F.interpolate(image[None], size, mode=input.mode, antialias=antialias)[0]
 
 
 def _scaled_size(sides: Sequence[int], input: Input) -> list[int]:

@@ -314,7 +314,7 @@ def _augmented(image: Tensor, label: Tensor, input: Input) -> tuple[Tensor, Tens
     ratio = image.shape[2] / image.shape[1]
     crop = v2.RandomResizedCrop(input.shape, _CUT, (ratio * _STRETCH, ratio / _STRETCH))
     part = crop.make_params([image])
-    scaled = v2.InterpolationMode(input.interpolation)
+    scaled = v2.InterpolationMode(input.mode)
     image = transforms.resized_crop(image, **part, size=crop.size, interpolation=scaled)
     label = transforms.resized_crop(label, **part, size=crop.size, interpolation=_NEAREST)[0].long()
     if input.grayscale:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import models
+from torchvision.transforms import v2
 
 from wae.data import photos
 from wae.data.images import ImageError, of_pillow, read_image
@@ -61,6 +62,14 @@ def test_prepare_matches_timm_s_transforms(name, interpolation, crop_pct, mode):
     )
     input = Input(224, int(224 / crop_pct), interpolation=interpolation, squash=mode == "squash")
     check_close(prepare(photos.photo(name), input), transform(opened(name)))
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_nearest_takes_the_same_pixels_as_pillow(name):
+    """What PyTorch calls "nearest" takes others, up to half a pixel of the result away."""
+    resize = v2.Compose([v2.Resize(100, v2.InterpolationMode.NEAREST), v2.CenterCrop(90), v2.PILToTensor()])
+    input = Input(90, 100, interpolation="nearest")
+    assert torch.equal(prepare(photos.photo(name), input), resize(opened(name)))
 
 
 @pytest.mark.parametrize("input", INPUTS, ids=str)

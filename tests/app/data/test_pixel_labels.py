@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -279,6 +280,18 @@ def test_crops_are_scaled_and_coloured_as_the_input_says(scenes, interpolation):
     images, _ = open_dataset(scenes, True, True, 0, grey).batch([0], 0)
     assert torch.equal(images[:, 0], images[:, 1])
     assert (len(images.unique()) <= 8) == (interpolation == "nearest")  # no value between two pixels
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_image_that_is_scaled_as_labels_are_stays_on_them(scenes, augment):
+    numbers = np.random.default_rng(0).integers(0, 3, (36, 48), np.uint8)
+    replace_image(scenes, np.stack([100 * numbers] * 3, -1))
+    relabel(scenes, numbers)
+    input = replace(whole(20, 30), interpolation="nearest")
+    data = open_dataset(scenes, True, augment, 0, input)
+    for epoch in range(3):
+        images, labels = data.batch([0], epoch)
+        assert torch.equal(images[:, 0], 100 * labels)
 
 
 def test_half_are_flipped_and_crops_vary_in_size(scenes):
