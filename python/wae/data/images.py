@@ -52,7 +52,8 @@ _SCALED = {"L;2": 85, "L;4": 17}  # the factors by which Pillow scales 2-bit and
 _STRIP = 1 << 20  # pixels that are converted at a time
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_BITS, _PHOTOMETRIC = 0x0102, 0x0106  # TIFF tags
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x0102, 0x0106, 0x0153  # TIFF tags
+_SIGNED = (2,)  # a sample format
 # For each orientation: whether to exchange rows and columns, then to reverse the rows, then the columns.
 _TURNS = {
     2: (False, False, True),
@@ -89,8 +90,8 @@ def read_image(path: Path | str, max_pixels: int = MAX_PIXELS, longest: int | No
 
     Raises:
         ImageError: the file is missing, not a regular file, not an image, damaged or truncated, too large or
-            too elongated, or holds 32-bit values of unknown range, 12-bit grey, or 16-bit grey whose zero is
-            white.
+            too elongated, or holds 32-bit or signed values of unknown range, 12-bit grey, or 16-bit grey
+            whose zero is white.
     """
     with _named(path):
         _check_regular(path)
@@ -113,8 +114,8 @@ def of_pillow(image: Image.Image) -> Tensor:
     if fitting := _fitting_transparency(image):
         image = image.copy()  # so that the caller's image is not changed
         image.info.update(fitting)
-    _check_grey(image)
-    pixels = np.broadcast_to(_to_rgb(image, image.format), (image.height, image.width, 3))
+    _check_values(image)
+    pixels = np.broadcast_to(_to_rgb(image), (image.height, image.width, 3))
     return torch.from_numpy(np.array(_upright(pixels, _orientation(image)))).permute(2, 0, 1)
 
 
@@ -203,8 +204,8 @@ def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None)
     with _opened(file, max_pixels, FORMATS) as image:
         if longest is not None:
             check_length(image.height, image.width, longest)
+        _check_values(image)
         if image.format == "TIFF":
-            _check_grey(image)
             _silence_libtiff()
         image.info.update(_fitting_transparency(image))
         image.load()
@@ -212,7 +213,7 @@ def _stored(file: Path | str | io.BytesIO, max_pixels: int, longest: int | None)
         rows = max(1, _STRIP // image.width)
         for top in range(0, image.height, rows):  # in strips, to avoid a second copy of all pixels
             bottom = min(top + rows, image.height)
-            pixels[top:bottom] = _to_rgb(image.crop((0, top, image.width, bottom)), image.format)
+            pixels[top:bottom] = _to_rgb(image.crop((0, top, image.width, bottom)))
         return pixels, _orientation(image)
 
 
@@ -238,9 +239,18 @@ def _upright(
     return np.ascontiguousarray(pixels)
 
 
-def _check_grey(image: Any) -> None:
-    """Raise ImageError for grey TIFFs of more than 8 bits that Pillow neither scales nor inverts."""
+def _check_values(image: Any) -> None:
+    """Raise ImageError for values of unknown range, and for grey TIFFs that Pillow neither scales nor inverts.
+
+    Pillow would read signed values of 8 bits as unsigned ones.
+    """
     tags = getattr(image, "tag_v2", {})
+    signed = tags.get(_SAMPLE_FORMAT) == _SIGNED
+    if signed or image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = f"{'signed ' if signed else ''}{tags.get(_BITS, (32,))[0]}-bit"
+        raise ImageError(
+            f"{kind} values have no known range; convert them to unsigned ones of 8 or 16 bits first"
+        )
     if image.mode.startswith("I;16") and (tags.get(_BITS) == (12,) or tags.get(_PHOTOMETRIC) == 0):
         raise ImageError(
             "grey of 12 bits, or of 16 bits whose zero is white, is not supported; convert the image to 8 "
@@ -264,12 +274,10 @@ def _fitting_transparency(image: Any) -> dict[str, Any]:
     return {}
 
 
-def _to_rgb(image: Image.Image, file_format: str | None) -> _Pixels:
+def _to_rgb(image: Image.Image) -> _Pixels:
     """The pixels as (H, W, 3) uint8, or as (H, W, 1) if all channels are equal."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         return _grey_of_16_bits(image)
-    if image.mode in ("I", "F"):
-        raise ImageError("32-bit values have no known range; convert the image to 8 or 16 bits first")
     if image.has_transparency_data:
         layers = image.convert("RGBA")
         image = Image.new("RGBA", layers.size, "white")
