@@ -224,9 +224,12 @@ class Session:
         return {**sources, "--on-corrupt": self.on_corrupt}
 
     def _sets(self, console: Console) -> list[Dataset]:
-        """The images to train on and to test with, in the same size, by default that of the original."""
-        of_original = describe(self.original).input.shape if self.original else None
-        training = self._data(True, self.size or of_original, console)
+        """The images to train on and to test with, prepared alike, as for the original if there is one."""
+        size: int | tuple[int, int] | Input | None = self.size
+        if self.original:
+            of_original = describe(self.original).input
+            size = of_original.of_size((size, size) if isinstance(size, int) else size or of_original.shape)
+        training = self._data(True, size, console)
         size = training.input if isinstance(training, ImageFiles) else self.size
         return [training, self._data(False, size, console)]
 

@@ -1,5 +1,7 @@
 """``wae train --original``: WAE initialised and distilled from the trained network at full resolution."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scenes import CLASSES, TINY_PLAN, write_scenes
@@ -16,6 +18,7 @@ from wae.training.pretrained import scale_for_photos
 
 DISTILLED = {"mimic_weight": 1.0, "mimic_temperature": 4.0, "mimic_mirrored": True}
 ORDER = ("road", "car", "sky")  # another than in the data
+INPUT = whole(24, 32)
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +26,12 @@ def scenes(tmp_path_factory):
     return write_scenes(tmp_path_factory.mktemp("scenes"))
 
 
-def checkpoint(path, name="enet", labels=ORDER):
+def checkpoint(path, name="enet", labels=ORDER, input=INPUT):
     torch.manual_seed(3)
     model = build(name, len(labels))
     scale_for_photos(model)
     model.image_shift.add_(0.5)  # unlike that of other networks
-    save_classifier(path, model, name, labels, whole(24, 32))
+    save_classifier(path, model, name, labels, input)
     return path
 
 
@@ -89,6 +92,16 @@ def test_half_the_resolution_is_initialised_from_the_original_too(train, origina
     assert train("--original", original, "--model", "enet_half", "--learning-rate", 0) == 0
     made = load_classifier(tmp_path / "out" / "model.safetensors")
     assert_parameters_of(made, load_classifier(original))
+
+
+@pytest.mark.parametrize(("given", "shape"), [((), (24, 32)), (("--size", "12x16"), (12, 16))])
+def test_images_are_prepared_as_for_the_original(train, tmp_path, given, shape):
+    """It is the teacher too, and does worse on other images than those that it was trained on."""
+    input = replace(INPUT, interpolation="bicubic", grayscale=True)
+    grey = checkpoint(tmp_path / "grey.safetensors", input=input)
+    assert train("--original", grey, "--model", "enet_half", "--learning-rate", 0, *given) == 0
+    made = describe(tmp_path / "out" / "model.safetensors").input
+    assert made == replace(whole(*shape), interpolation="bicubic", grayscale=True)
 
 
 def test_another_teacher_can_be_given(train, original, tmp_path, teachers):
