@@ -240,9 +240,9 @@ def _upright(
 
 
 def _check_values(image: Any) -> None:
-    """Raise ImageError for values of unknown range, and for grey TIFFs that Pillow neither scales nor inverts.
+    """Raise ImageError for values of unknown range, and for grey TIFFs that Pillow would misread.
 
-    Pillow would read signed values of 8 bits as unsigned ones.
+    It neither scales 12 bits nor inverts 16, and reads signed values of 8 bits as unsigned ones.
     """
     tags = getattr(image, "tag_v2", {})
     signed = tags.get(_SAMPLE_FORMAT) == _SIGNED

@@ -93,7 +93,8 @@ def grey_tiff(bits, photometric=1, sample_format=1):
     tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1, 279: size}
     tags[339] = sample_format
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return struct.pack("<HHI", 0x4949, 42, 8 + size) + bytes(size) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    header, count = struct.pack("<HHI", 0x4949, 42, 8 + size), struct.pack("<H", len(tags))
+    return header + bytes(size) + count + entries + bytes(4)
 
 
 @pytest.mark.parametrize("opened", [False, True])
