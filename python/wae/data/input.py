@@ -163,7 +163,7 @@ def prepare_labels(labels: Tensor, input: Input) -> Tensor:
     """The labels, ``input.shape`` int64, of the pixels of an image after :func:`prepare`.
 
     Each is that of the pixel in the middle, which "nearest-exact" takes; "nearest" takes one up to half a
-    pixel away.
+    pixel away. Of two in the middle, as where the sides are halved, it is the second.
 
     Args:
         labels: one for each pixel of the image, (H, W) int64, below 2^24.
