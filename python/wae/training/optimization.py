@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,11 +15,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .objective import of_transform
 from .plan import Stage
 
+_SPARED = frozenset(
+    {"class_token", "cls_token", "pos_embed", "pos_embedding", "relative_position_bias_table"}
+    | {"layer_scale", "logit_scale"}
+)  # what torchvision's networks, and others', call parameters that are no matrices
+
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def optimizer_for(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer for ``parameters``, given by name.
+def optimizer_for(
+    stage: Stage, parameters: Mapping[str, nn.Parameter], spared: Collection[str] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer for ``parameters``, given by name, of which the ``spared`` ones have no weight decay.
 
     Each of its groups has an entry ``share``: its learning rate as a share of the stage's.
     """
@@ -27,7 +35,7 @@ def optimizer_for(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch
         # A stage of kind "classifier" never trains our encoder, but any network may have a part of that name.
         is_ours = of_transform(name) and stage.kind != "classifier"
         share = stage.encoder_rate if is_ours and stage.kind == "joint" else 1.0
-        decays = parameter.dim() > 1 and not is_ours
+        decays = parameter.dim() > 1 and not is_ours and name not in spared
         groups[share, stage.weight_decay if decays else 0.0].append(parameter)
     entries: list[dict[str, Any]] = [
         {"params": members, "share": share, "weight_decay": decay}
@@ -39,6 +47,25 @@ def optimizer_for(stage: Stage, parameters: Mapping[str, nn.Parameter]) -> torch
         )
     kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
     return kind(entries, stage.learning_rate)
+
+
+def spared_from_decay(model: nn.Module) -> set[str]:
+    """The names of parameters that have no weight decay, though they have more than one dimension.
+
+    They are class tokens, position tables and scales, by their usual names, and those that a network names
+    itself, as timm's do: its ``no_weight_decay()`` returns names, possibly with wildcards.
+    """
+    patterns = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if callable(named := getattr(module, "no_weight_decay", None))
+        for name in named()
+    ]
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if name.rpartition(".")[2] in _SPARED or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
 
 
 def learning_rate(stage: Stage, epoch: float) -> float:

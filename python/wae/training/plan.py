@@ -57,7 +57,8 @@ class Stage:
     momentum: float = 0.9
     """The momentum of SGD."""
     weight_decay: float = 0.0
-    """For matrices and convolution kernels, except those of encoder and decoder."""
+    """For matrices and convolution kernels, except those of encoder and decoder; not for class tokens,
+    position tables and scales: see :func:`wae.training.optimization.spared_from_decay`."""
     encoder_rate: float = 1.0
     """The learning rate of encoder and decoder in a joint stage, as a share of the others'."""
     schedule: str = "cosine"

@@ -36,7 +36,7 @@ from .linear_start import start_linear
 from .losses import class_weights, weight_of
 from .norms import kept_norms, measure_norms, measured_images, remeasure_norms, synchronized
 from .objective import Objective, check, trained
-from .optimization import learning_rate, optimizer_for, running_average
+from .optimization import learning_rate, optimizer_for, running_average, spared_from_decay
 from .plan import Plan, Stage
 from .processes import gathered, rank_and_world, require_same, summed
 from .rehearsal import takes_one
@@ -196,7 +196,7 @@ class _Run:
             self._prepare(number)
         objective = Objective(self.model, stage, self.teacher, self._class_weights(stage))
         with trained(self.model, stage) as parameters, self._synchronized():
-            optimizer = optimizer_for(stage, parameters)
+            optimizer = optimizer_for(stage, parameters, spared_from_decay(self.model))
             average = running_average(self.model, stage)
             if first and self.state:
                 self._restore(self.state, optimizer, average)

@@ -201,6 +201,21 @@ def test_weight_decay_spares_biases_encoder_and_decoder(optimizer):
         )
 
 
+def test_a_training_spares_what_a_network_says_from_weight_decay():
+    """Without a gradient only the decay would change the parameter."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    model.table, model.pos_embed, model.other = (nn.Parameter(torch.ones(2, 2)) for _ in range(3))
+    model.no_weight_decay = lambda: {"tab*"}
+    model.forward = lambda images: (
+        model[1](model[0](images.float()))
+        + 0 * sum(table.sum() for table in (model.table, model.pos_embed, model.other))
+    )
+    train(model, only(Stage("classifier", 1, 1e-3, "adamw", weight_decay=0.5)), image_set(), image_set())
+    assert (model.table == 1).all()
+    assert (model.pos_embed == 1).all()
+    assert (model.other < 1).all()
+
+
 def test_the_low_classifier_has_its_own_loss_if_low_weight_is_set():
     stage = replace(JOINT, low_weight=0.5, transform_weight=0.0)
     model, images, labels = network(), *image_set().batch(range(4), 0)
