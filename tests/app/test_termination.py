@@ -100,7 +100,7 @@ def test_a_signal_during_the_import_of_an_extension_is_raised_after_it(
 def test_a_signal_where_python_ignores_exceptions_is_raised_after_that(
     number: str, kind: type[KeyboardInterrupt], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``wae eval --deployed`` once went on after SIGTERM, and ignored all later ones."""
+    """If it were lost there, ``wae eval --deployed`` would go on after SIGTERM, and ignore all later ones."""
 
     class Watched:
         pass

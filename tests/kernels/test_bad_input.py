@@ -427,7 +427,7 @@ def test_other_layouts() -> None:
 @needs_library
 @pytest.mark.parametrize(("op", "name"), TENSORS)
 def test_a_tensor_without_its_memory(op: str, name: str) -> None:
-    """Sharding libraries free a tensor's memory but keep the tensor. The kernels once read at address 0."""
+    """Sharding libraries free a tensor's memory but keep the tensor. The kernels would read at address 0."""
 
     def emptied(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()

@@ -63,7 +63,7 @@ def test_fork_during_a_choice_of_a_backend() -> None:
 
 @needs_kernels
 def test_call_in_a_signal_handler() -> None:
-    """If the signal interrupts a choice, the thread holds a lock, on which the call once deadlocked."""
+    """If the signal interrupts a choice, the thread holds a lock, for which the call must not wait."""
     arguments = arguments_of("encode", size=(2, 2))
 
     def choose_with_an_interruption() -> None:

@@ -742,6 +742,6 @@ def test_replica_of_data_parallel_gives_the_same_results(dtype: torch.dtype) -> 
 
 
 def test_replica_of_data_parallel_is_not_fused() -> None:
-    """Its layers are called. ``is_fused`` once raised StopIteration."""
+    """Its layers are called, because they have plain tensors in place of parameters."""
     for module in (Encoder(), ScoreDecoder(5, 7)):
         assert not replica_of(module).is_fused

@@ -137,7 +137,7 @@ def values_of(op: str) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("name", list(REFUSALS))
 def test_plain_ops_refuse_tangents(name: str) -> None:
-    """They once gave tangents of zero."""
+    """They have no forward derivative, and tangents of zero would be wrong."""
     op, values = getattr(torch.ops.wae, name), values_of(name)
     with pytest.raises(RuntimeError, match=REFUSALS[name]), forward_ad.dual_level():
         op(forward_ad.make_dual(values[0], torch.ones_like(values[0])), *values[1:])

@@ -86,7 +86,7 @@ def serve(
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         server = _Server(config, partial(ready, f"http://{shown}:{listening.getsockname()[1]}/"))
         server.run(sockets=[listening])
-        if server.started:  # a signal has ended it; uvicorn's own exception was once lost on a busy machine
+        if server.started:  # a signal has ended it; uvicorn's own exception may be lost on a busy machine
             raise KeyboardInterrupt
 
 

@@ -977,7 +977,7 @@ def test_a_deeper_network_is_not_taken_for_the_body(tmp_path):
 
 
 def test_a_norm_in_the_head_of_timms_networks_is_part_of_the_body(tmp_path):
-    """Their bodies keep it, but it kept its initial weights."""
+    """Their bodies keep it, so it needs its trained weights."""
     model, path = tiny(), tmp_path / "body.pth"
     source, model.low_body = (
         staged(1, head=torch.nn.Sequential(OrderedDict(norm=torch.nn.BatchNorm2d(4)))) for _ in range(2)

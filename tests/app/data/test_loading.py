@@ -323,7 +323,7 @@ def test_full_shared_memory_is_an_error(monkeypatch, start_method):
 
 
 def test_more_workers_than_files_can_be_open_are_refused(monkeypatch):
-    """With too few, PyTorch's workers dropped batches, and the loader hung or printed tracebacks."""
+    """With too few, PyTorch's workers drop batches, and the loader would hang or print tracebacks."""
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (30, 46))
     with pytest.raises(DatasetError, match=r"^workers: 8 may need \d+ open files, and the limit is 46 \(`ul"):
         batch_labels(Indices(4), 2, 0, 0, False, workers=8)

@@ -203,9 +203,9 @@ def test_a_machine_that_was_busy_during_the_timing_is_reported(
 
 
 def test_the_bar_does_not_count_epochs_that_are_not_trained(tmp_path, monkeypatch, capsys):
-    """With those of an earlier run the bar showed no remaining time if epochs are long.
+    """With those of an earlier run it would show no remaining time if epochs are long.
 
-    With those of trainings that are left out it never became full.
+    With those of trainings that are left out it would never become full.
     """
     bars, make, now = [], progress.progress, [0.0]
 

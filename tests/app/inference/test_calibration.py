@@ -90,7 +90,7 @@ class OnGpu(torch.Tensor):
 
 
 def test_images_on_a_gpu_are_copied_to_the_cpu():
-    """Where int8 is calibrated; NumPy refused them."""
+    """Where int8 is calibrated; NumPy refuses them."""
     found = gather(torch.zeros(20, 3, *SIZE).as_subclass(OnGpu), SIZE, 10, True)
     assert type(found.images) is type(found.held_out) is torch.Tensor
 

@@ -320,7 +320,7 @@ def test_a_graph_must_agree_on_one_set_of_inputs():
 
 
 def test_the_inputs_on_which_a_graph_is_compared_stay_as_they_are():
-    """In torchao a network could change them, before they gave the scales."""
+    """A network may change its inputs, and torchao takes scales from these later."""
     inputs = [torch.ones(2)]
     require_same(lambda x: x.mul_(2), lambda x: x.mul_(2), [inputs])
     assert inputs[0].tolist() == [1, 1]

@@ -545,7 +545,7 @@ def test_only_the_first_stage_has_a_linear_start(monkeypatch):
 
 
 def test_a_record_of_any_length_is_kept(tmp_path):
-    """The metadata, which held it, may have 4 MiB: a training once stopped after 10,000 epochs."""
+    """The metadata may have 4 MiB, which would not hold that of 10,000 epochs."""
     path, plan = tmp_path / "state", only(replace(JOINT, epochs=10**5))
     with suppress(KeyboardInterrupt):
         run(plan, state=path, observer=StopAt(2))

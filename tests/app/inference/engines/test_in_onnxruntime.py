@@ -31,7 +31,7 @@ def test_a_session_is_for_the_given_batch_size(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_a_grouped_transposed_convolution_stays_in_float32(groups):
-    """ONNX Runtime refused it: "operands could not be broadcast together", of its bias and its scales."""
+    """In int8 ONNX Runtime refuses it: its bias and its scales "could not be broadcast together"."""
     engine, images = ENGINES["onnxruntime"], torch.randn(8, 3, 12, 12)
     if reason := engine.why_not("cpu", "int8"):
         pytest.skip(reason)
