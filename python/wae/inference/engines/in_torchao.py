@@ -88,7 +88,9 @@ def quantized(
     require_same(module, copy.deepcopy(observed), [inputs, *samples])  # a copy, because it observes
     for sample in track(samples, "calibrating"):
         observed(*sample)
+    _replace(observed, torch.ops.aten.batch_norm.default, _batch_norm)
     quantized = pt2e.quantize_pt2e.convert_pt2e(observed)
+    _replace(quantized, _batch_norm, torch.ops.aten.batch_norm.default)
     after, results = _torch_layers(quantized, compared)
     simulation = Simulation(movements_between(before, after), exact, results)
     return exported(quantized, inputs, any_batch(quantized, inputs), strict=True), simulation
@@ -122,6 +124,21 @@ def _set_numbers_apart(module: fx.GraphModule) -> None:
         for node in module.graph.find_nodes(op="call_function", target=operator):
             if not all(isinstance(term, fx.Node) for term in node.args[:2]):
                 node.meta["source_fn_stack"] = [(node.name, "")]  # by which the quantizer finds an addition
+
+
+def _batch_norm(*arguments: Any) -> Tensor:
+    """A BatchNorm that torchao does not recognise.
+
+    If it sees one, it looks for every form that training with simulated int8 gives a BatchNorm, which takes
+    half a minute of tracing.
+    """
+    return torch.ops.aten.batch_norm.default(*arguments)  # type: ignore[no-any-return]
+
+
+def _replace(module: fx.GraphModule, function: Callable[..., Any], by: Callable[..., Any]) -> None:
+    for node in module.graph.find_nodes(op="call_function", target=function):
+        node.target = by
+    module.recompile()
 
 
 def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., Any]:

@@ -83,6 +83,19 @@ def test_norms_that_others_share_are_not_folded(network):
     assert len(norms) == (0 if isinstance(network, Plain) else kept)
 
 
+@torch.no_grad()
+def test_forms_that_only_training_makes_are_not_looked_for(monkeypatch):
+    """For each of its 96, torchao would export a network, half a second each."""
+    if reason := ENGINES["compile"].why_not("cpu", "int8"):
+        pytest.skip(reason)
+    export, exports = torch.export.export, []
+    monkeypatch.setattr(
+        torch.export, "export", lambda *args, **kw: exports.append(args) or export(*args, **kw)
+    )
+    in_torchao.quantized(TwoNorms(False).eval(), [_IMAGES[:1]], [[_IMAGES]], [_IMAGES])
+    assert len(exports) <= 2  # the network and the quantized network
+
+
 class Sum(nn.Module):
     """Python's ``sum`` adds its first term to 0."""
 
