@@ -25,6 +25,15 @@ def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.0f}" if seconds >= 0.1 else f"{1e3 * seconds:.3g}"
 
 
+def compared_milliseconds(one: float, other: float) -> tuple[str, str]:
+    """Both as :func:`milliseconds`, with as many more digits as tell them apart, unless they are equal."""
+    texts, digits = (milliseconds(one), milliseconds(other)), 3
+    while texts[0] == texts[1] and 1e3 * one != 1e3 * other:
+        digits += 1
+        texts = f"{1e3 * one:.{digits}g}", f"{1e3 * other:.{digits}g}"
+    return texts
+
+
 def shown(value: object) -> str:
     """``value``, which comes from a file and may be anything, in at most 80 characters for a message."""
     with suppress(ValueError):

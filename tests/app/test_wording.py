@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wae.wording import amount, counted, first_line, milliseconds, reason, shown
+from wae.wording import amount, compared_milliseconds, counted, first_line, milliseconds, reason, shown
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,20 @@ def test_a_small_amount_is_in_a_small_unit(number, expected):
 def test_milliseconds_have_three_digits_or_all(seconds, expected):
     """Those of small networks are not "0.05"."""
     assert milliseconds(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (0.006, 0.007, ("6", "7")),
+        (0.006, 0.006, ("6", "6")),
+        (0.0060004, 0.006, ("6.0004", "6")),
+        (0.01234, 0.01233, ("12.34", "12.33")),
+        (123.4562, 123.4564, ("123456.2", "123456.4")),
+    ],
+)
+def test_two_times_that_are_compared_have_the_digits_that_tell_them_apart(one, other, expected):
+    assert compared_milliseconds(one, other) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from wae.experiments.machine import disturbance
-from wae.wording import amount, counted, milliseconds, printable
+from wae.wording import amount, compared_milliseconds, counted, milliseconds, printable
 
 LOST = 10
 """The most classes in the table of those that lost most."""
@@ -200,8 +200,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         target = found["target"]
         allowed = target["allowed"]
         outcome = "met" if new["seconds"] <= allowed else "missed"
+        taken, most = compared_milliseconds(new["seconds"], allowed)
         times = (
-            f"{milliseconds(new['seconds'])} ms, the target is at most {milliseconds(allowed)} ms; "
+            f"{taken} ms, the target is at most {most} ms; "
             f"the original takes {milliseconds(target['original'])} ms in {_measured_in(target)}"
         )
         lines.append(f"The deployed network {outcome} the target: {times}.")

@@ -16,7 +16,7 @@ from wae.inference.precision import DTYPES
 from wae.models.accelerated import Form
 from wae.progress import bar
 from wae.training.processes import broadcast, is_first
-from wae.wording import milliseconds
+from wae.wording import compared_milliseconds, milliseconds
 
 from .deployment import fastest
 from .folder import Record
@@ -87,9 +87,10 @@ def _meeting(name: str, allowed: float, times: Mapping[str, Any]) -> list[dict[s
         return found
     best = min(curve, key=lambda entry: entry["seconds"])
     disturbed = disturbance(times.get("others"))
+    taken, most = compared_milliseconds(best["seconds"], allowed)
     raise AccelerationError(
-        f"{name}: needs at most {milliseconds(allowed)} ms, but the fastest form measured takes "
-        f"{milliseconds(best['seconds'])} ms (images of {best['size']}, factor {best['factor']})"
+        f"{name}: needs at most {most} ms, but the fastest form measured takes {taken} ms "
+        f"(images of {best['size']}, factor {best['factor']})"
         + (f"; {disturbed}, --force measures again" if disturbed else "")
     )
 

@@ -124,6 +124,11 @@ def test_a_target_that_no_form_meets_is_refused(monkeypatch, tmp_path, options, 
         met(monkeypatch, tmp_path, curve, **options)
 
 
+def test_a_target_that_is_missed_by_little_names_two_times(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"at most 5\.9999 ms, but the fastest form measured takes 6 ms"):
+        met(monkeypatch, tmp_path, [(64, 2, 0.006)], target_ms=5.9999)
+
+
 @pytest.mark.parametrize(
     ("cores", "said"),
     [(0.05, ""), (0.5, "; other programs used 0.5 cores meanwhile: .* these times, --force measures again")],
