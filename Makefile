@@ -24,8 +24,12 @@ CXX_FILES = $(shell find csrc examples tests tools -name '.*' -prune -o -name '*
 run: $(VENV)/.app build  ## split the bundled photos and reconstruct them, with timings (`wae demo`)
 	$(BIN)/wae demo
 
+# For a recipe that calls make: a job for each core, unless a make above already shares out jobs.
+JOBS = $(if $(findstring --jobserver,$(MAKEFLAGS)),,-j$$(getconf _NPROCESSORS_ONLN))
+
 .PHONY: test
-test: lint sanitize build  ## everything that must pass: lint, types, C++ under sanitizers, all tests
+test: $(VENV)/.dev  ## everything that must pass: lint, types, C++ under sanitizers, all tests
+	@$(MAKE) --no-print-directory $(JOBS) lint sanitize build  # together: lint, for example, uses one core only
 	$(BIN)/python -m pytest $(PARALLEL)
 
 .PHONY: quick
@@ -193,7 +197,7 @@ SANITIZE_FLAGS := -std=c++20 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -pthre
 
 .PHONY: sanitize
 sanitize:  ## the C++ kernels under the address, undefined-behaviour and thread sanitizers
-	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(SANITIZE)/kernels $(SANITIZE)/helpers $(SANITIZE)/races
+	@$(MAKE) --no-print-directory $(JOBS) $(SANITIZE)/kernels $(SANITIZE)/helpers $(SANITIZE)/races
 	$(SANITIZE)/helpers
 	$(SANITIZE)/races
 	$(SANITIZE)/kernels tests/cpp/corpus/*
@@ -230,7 +234,7 @@ aarch64:  ## the C++ kernels for aarch64, under qemu-user and the undefined-beha
 	@if ! command -v $(AARCH64_CXX) > /dev/null || [ -z "$(QEMU)" ]; then \
 		echo "skipped: make aarch64 needs g++-aarch64-linux-gnu and qemu-user"; \
 	else \
-		$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) $(AARCH64)/kernels && \
+		$(MAKE) --no-print-directory $(JOBS) $(AARCH64)/kernels && \
 		aarch64-linux-gnu-objdump -d $(AARCH64)/csrc/cpu/kernels_portable.o | grep -q 'fmla.*v[0-9]*\.4s' && \
 		$(QEMU) $(AARCH64)/kernels; \
 	fi
