@@ -124,6 +124,8 @@ class Session:
             sets = self._in_order_of_weights(self._sets(console), console)
             images, _ = sample(sets[1], _IMAGES)
             input = _input(sets[1], images)
+            if self.weights:
+                _note(console, _other_size(str(self.weights), self.weights, input.shape))
             plan, model = self._model(sets[0], input.shape, resumes)
             self._check_kinds(plan, sets[0])
             if isinstance(sets[0], SegmentationFolder) and any(stage.class_balance for stage in plan.stages):
@@ -304,9 +306,7 @@ class Session:
         if not mimics:
             raise UsageError("a teacher is given, but no stage of the plan has a mimic_weight")
         _note(console, order.note)
-        (height, width), (h, w) = described.input.shape, images.shape[2:]
-        if (height, width) != (h, w):  # it may be much worse on these
-            _note(console, f"the teacher, {path}: is for images of {height} x {width}, and sees {h} x {w}")
+        _note(console, _other_size(f"the teacher, {path}", path, images.shape[2:]))
         return InOrder(teacher, order.numbers)
 
 
@@ -345,6 +345,13 @@ class _PlanFile(Observer):
     def begin(self, plan: Plan, history: list[Epoch]) -> None:
         """See :class:`Observer`."""
         write(self._path, plan.as_toml(), force=True)
+
+
+def _other_size(name: str, path: Path, size: Sequence[int]) -> str:
+    """A line if the network in ``path`` is not for images of ``size`` (H, W); it may be worse on these."""
+    (height, width), (h, w) = describe(path).input.shape, size
+    same = (height, width) == (h, w)
+    return "" if same else f"{name}: is for images of {height} x {width}, and sees {h} x {w}"
 
 
 def _note(console: Console, note: str) -> None:

@@ -155,6 +155,18 @@ def test_one_stage_alone_from_given_weights(train, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in fixed)
 
 
+def test_weights_for_images_of_another_size_are_noted(train, tmp_path, capsys):
+    """As where --size is forgotten in the second of two stages."""
+    given = tmp_path / "given.safetensors"
+    save_classifier(given, builder("tiny")(3), "tiny", ["blue", "green", "red"], Input(14, 16))
+    printed = []
+    for size in (14, 16):
+        assert train("--weights", given, "--size", size, "--epochs", 1, out=tmp_path / f"{size}") == 0
+        printed.append(" ".join(capsys.readouterr().out.split()))
+    assert ["is for images of" in text for text in printed] == [False, True]
+    assert "given.safetensors: is for images of 14 x 14, and sees 16 x 16" in printed[1]
+
+
 def test_eval_compares_trained_networks(train, tmp_path, capsys, images):
     assert train() == 0
     assert train("--model", "tiny_half", out=tmp_path / "half") == 0
