@@ -40,9 +40,8 @@ class ImageFolder(ImageFiles):
         folder: Path | None = None,
         left_out: LeftOut | None = None,
     ) -> None:
-        super().__init__(input, seed, on_corrupt, max_pixels, folder, left_out)
+        super().__init__(input, augment, seed, on_corrupt, max_pixels, folder, left_out)
         self.samples, self.labels = list(samples), tuple(labels)
-        self._transform = transform(input, augment)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,12 +58,6 @@ class ImageFolder(ImageFiles):
         other.labels = permuted(self.labels, numbers)
         return other
 
-    def plain(self) -> ImageFolder:
-        """See :meth:`wae.data.dataset.Dataset.plain`."""
-        other = copy.copy(self)
-        other._transform = transform(self.input, augment=False)
-        return other
-
     def subset(self, indices: Sequence[int]) -> ImageFolder:
         """A data set of the samples at ``indices``, in that order."""
         other = copy.copy(self)
@@ -75,7 +68,7 @@ class ImageFolder(ImageFiles):
         path, target = self.samples[index]
         image = read_image(path, self.max_pixels, LONGEST)
         with seeded(Draw.SAMPLE, self.seed, epoch, index):
-            return self._transform(image), torch.tensor(target)
+            return transform(self.input, self.augment)(image), torch.tensor(target)
 
 
 def image_folder(

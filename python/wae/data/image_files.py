@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from .dataset import Dataset, DatasetError
 from .images import ImageError
 from .input import Input, luma, prepare
 from .walk import LeftOut
+
+_Files = TypeVar("_Files", bound="ImageFiles")
 
 OnCorrupt = Literal["error", "skip"]
 """What to do about an image file that cannot be read: raise, or leave the sample out and report it."""
@@ -25,6 +28,7 @@ class ImageFiles(ABC):
 
     Args:
         input: how an image becomes a sample; its ``shape`` is that of the samples.
+        augment: change the samples at random, in every epoch anew.
         seed: seeds the augmentation.
         on_corrupt: see :data:`OnCorrupt`.
         max_pixels: see :func:`wae.data.images.read_image`.
@@ -46,6 +50,7 @@ class ImageFiles(ABC):
     def __init__(
         self,
         input: Input,
+        augment: bool,
         seed: int,
         on_corrupt: OnCorrupt,
         max_pixels: int,
@@ -54,8 +59,9 @@ class ImageFiles(ABC):
     ) -> None:
         if on_corrupt not in ("error", "skip"):
             raise DatasetError(f"on_corrupt: need 'error' or 'skip', got {on_corrupt!r}")
-        self.input, self.shape, self.seed, self.on_corrupt = input, input.shape, seed, on_corrupt
-        self.max_pixels, self.folder, self.left_out = max_pixels, folder, left_out or LeftOut()
+        self.input, self.shape, self.augment, self.seed = input, input.shape, augment, seed
+        self.on_corrupt, self.max_pixels = on_corrupt, max_pixels
+        self.folder, self.left_out = folder, left_out or LeftOut()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -63,6 +69,12 @@ class ImageFiles(ABC):
     @abstractmethod
     def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
         """The image, (3, H, W) uint8, and its int64 label or labels."""
+
+    def plain(self: _Files) -> _Files:
+        """See :meth:`Dataset.plain`. What is kept in memory is shared."""
+        other = copy.copy(self)
+        other.augment = False
+        return other
 
     def batch(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor]:
         """See :meth:`Dataset.batch`. It is empty, with the same shapes otherwise, if all files are left out.
@@ -103,6 +115,7 @@ def left_out_of(data: Dataset) -> str:
     return f"{data.folder}: {data.left_out}" if isinstance(data, ImageFiles) and str(data.left_out) else ""
 
 
+@cache
 def transform(input: Input, augment: bool) -> Callable[[Tensor], Tensor]:
     """The function that turns an image, (3, H, W) uint8, into a sample, (3, h, w) uint8.
 

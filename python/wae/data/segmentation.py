@@ -72,13 +72,12 @@ class SegmentationFolder(ImageFiles):
         left_out: LeftOut | None = None,
         keep: bool = False,
     ) -> None:
-        super().__init__(input, seed, on_corrupt, max_pixels, folder, left_out)
+        super().__init__(input, augment, seed, on_corrupt, max_pixels, folder, left_out)
         self.samples = list(samples)
         self.labels = tuple(name for name in classes if not _is_bracketed(name))
         self._table = _table(classes)
         self._shares: Tensor | None = None
         self._kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
-        self._augment = augment
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -99,12 +98,6 @@ class SegmentationFolder(ImageFiles):
         other._table = self._table.clone()
         other._table[counted] = torch.tensor(numbers, dtype=torch.int32)[self._table[counted]]
         other.labels = permuted(self.labels, numbers)
-        return other
-
-    def plain(self) -> SegmentationFolder:
-        """See :meth:`wae.data.dataset.Dataset.plain`. Both share what is kept in memory."""
-        other = copy.copy(self)
-        other._augment = False
         return other
 
     def subset(self, indices: Sequence[int]) -> SegmentationFolder:
@@ -160,7 +153,7 @@ class SegmentationFolder(ImageFiles):
 
     def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
         image, label = self._decoded(index)
-        if not self._augment:
+        if not self.augment:
             return prepare(image, self.input), prepare_labels(label, self.input)
         with seeded(Draw.SAMPLE, self.seed, epoch, index):
             return _augmented(image, label, self.input)

@@ -84,9 +84,8 @@ class Shards(ImageFiles):
         on_corrupt: OnCorrupt = "error",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(input, seed, on_corrupt, max_pixels, None, None)
+        super().__init__(input, augment, seed, on_corrupt, max_pixels, None, None)
         self.paths, self.labels = list(paths), tuple(labels)
-        self._transform = transform(input, augment)
         self.shard = np.repeat(np.arange(len(paths)), [len(index.target) for index in indices])
         self.offset, self.bytes, self.targets = (
             np.concatenate(column) for column in zip(*indices, strict=True)
@@ -102,12 +101,6 @@ class Shards(ImageFiles):
         other.labels = permuted(self.labels, numbers)
         return other
 
-    def plain(self) -> Shards:
-        """See :meth:`wae.data.dataset.Dataset.plain`."""
-        other = copy.copy(self)
-        other._transform = transform(self.input, augment=False)
-        return other
-
     def subset(self, indices: Sequence[int]) -> Shards:
         """A data set of the samples at ``indices``, in that order."""
         other = copy.copy(self)
@@ -119,7 +112,7 @@ class Shards(ImageFiles):
     def _sample(self, index: int, epoch: int) -> tuple[Tensor, Tensor]:
         image = self._image(index)
         with seeded(Draw.SAMPLE, self.seed, epoch, index):
-            return self._transform(image), torch.tensor(int(self.targets[index]))
+            return transform(self.input, self.augment)(image), torch.tensor(int(self.targets[index]))
 
     def _image(self, index: int) -> Tensor:
         path, offset, size = self.paths[self.shard[index]], int(self.offset[index]), int(self.bytes[index])
