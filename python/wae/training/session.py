@@ -230,7 +230,8 @@ class Session:
         size: int | tuple[int, int] | Input | None = self.size
         if self.original:
             of_original = describe(self.original).input
-            size = of_original.of_size((size, size) if isinstance(size, int) else size or of_original.shape)
+            wanted = self.size or of_original.shape
+            size = of_original.of_size((wanted, wanted) if isinstance(wanted, int) else wanted)
         training = self._data(True, size, console)
         size = training.input if isinstance(training, ImageFiles) else self.size
         return [training, self._data(False, size, console)]
