@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 
@@ -81,6 +82,19 @@ def restored_settings() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     backends.select(backend)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_do_not_spin() -> Iterator[None]:
+    """Let OpenMP's threads sleep while they wait, in the programs that tests start.
+
+    They would spin on the cores that other tests need, and take several times as long for it. Those of this
+    process do as always, because it has read the variable already: tests check that none of them spins.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        if "OMP_WAIT_POLICY" not in os.environ:
+            patched.setenv("OMP_WAIT_POLICY", "passive")
+        yield
 
 
 @pytest.fixture
