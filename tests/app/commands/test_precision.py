@@ -89,8 +89,22 @@ def deployed_rows(capsys, precisions):
     return found
 
 
+@pytest.fixture
+def measured_once(monkeypatch):
+    """Measure memory once for each engine and precision: every measurement starts a process."""
+    measure, taken = evaluation.footprint_of, {}
+
+    def footprint_of(deployed):
+        kind = deployed.engine, deployed.precision
+        if kind not in taken:
+            taken[kind] = measure(deployed)
+        return taken[kind]
+
+    monkeypatch.setattr(evaluation, "footprint_of", footprint_of)
+
+
 @pytest.mark.slow
-def test_eval_measures_deployed_networks(weights, data, wide, capsys):
+def test_eval_measures_deployed_networks(weights, data, wide, measured_once, capsys):
     arguments = ("eval", weights, weights, "--data", data, "--batch", 4, "--seconds", 0.05)
     assert run(*arguments, "--deployed", "bfloat16", "float32", "--engine", "eager") == 0
     found = deployed_rows(capsys, ("bfloat16", "float32"))

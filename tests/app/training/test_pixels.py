@@ -442,24 +442,3 @@ def test_wae_eval_refuses_data_of_the_other_kind(scenes, tmp_path, capsys):
     save_classifier(path, build("wae_small_vgg", 3), "wae_small_vgg", ("sky", "road", "car"), Input(28, 28))
     assert cli.main(["eval", str(path), "--data", str(scenes)]) == 1
     assert "wae_small_vgg is a classifier, but the data have" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_wae_eval_measures_deployed_segmenters(scenes, tmp_path, capsys):
-    path = saved(tmp_path / "enet.safetensors")
-    options = ["--deployed", "float32", "--engine", "eager", "--batch", "2", "--seconds", "0"]
-    assert cli.main(["eval", str(path), "--data", str(scenes), *options]) == 0
-    printed = capsys.readouterr().out
-    assert "top-1" not in printed
-    assert printed.count("mean IoU") == 2
-
-
-@pytest.mark.slow
-def test_wae_export_takes_the_size_of_the_checkpoint(tmp_path):
-    path, file = saved(tmp_path / "enet.safetensors"), tmp_path / "enet.pt2"
-    assert cli.main(["export", str(path), "-o", str(file), "--format", "torch", "--batch", "1"]) == 0
-    extra = {"metadata.json": ""}
-    program = torch.export.load(file, extra_files=extra).module()
-    assert program(torch.zeros(1, 3, 40, 48, dtype=torch.uint8)).shape == (1, 3, 40, 48)
-    prepared = json.loads(json.loads(extra["metadata.json"])["input"])
-    assert (prepared["resize"], prepared["crop"]) == ([40, 48], [40, 48])
