@@ -404,11 +404,11 @@ def test_the_accuracies_in_the_readme_are_those_of_the_results() -> None:
     [
         ("ENet", CAMVID),
         ("PSPNet", LARGER_PSPNET),
-        ("mobilenet_deconv", LARGER_DECONV),
+        ("mobilenet_deconv at 180 x 240", LARGER_DECONV),
         ("PSPNet at 90 x 120", ("camvid-pspnet_resnet18-90x120", *LARGER_PSPNET[1:])),
         ("mobilenet_deconv at 90 x 120", ("camvid-mobilenet_deconv-90x120", *LARGER_DECONV[1:])),
         ("ENet at 90 x 120", ("camvid-enet-90x120", *CAMVID[1:])),
-        ("compensated", LARGER),
+        ("compensated at 180 x 240", LARGER),
         ("compensated at 90 x 120", ("camvid-mobilenet_deconv_compensated-90x120", *LARGER[1:])),
     ],
 )
