@@ -198,8 +198,8 @@ def _filled(make: Callable[[], _Module], tensors: Mapping[str, Tensor], dtype: t
     """The module that ``make`` returns, with ``tensors`` as its state, in ``dtype``."""
     with torch.device("meta"):  # initial weights would take random numbers from the caller's generator
         module = make()
-    module.to_empty(device="cpu").load_state_dict(tensors)
-    return module.to(dtype).eval()
+    module.to(dtype).to_empty(device="cpu").load_state_dict(tensors)  # torch's default dtype would round them
+    return module.eval()
 
 
 def _front(folder: Path, about: Mapping[str, Any], dtype: torch.dtype, foreign: bool) -> Front:

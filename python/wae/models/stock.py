@@ -88,5 +88,5 @@ def _stock(part: Encoder | ScoreDecoder) -> nn.Module:
         stock = StockEncoder(part.conv1.out_channels)
     else:
         stock = StockScoreDecoder(part.low.in_channels, part.high.in_channels, part.conv1.out_channels)
-    stock.load_state_dict(part.state_dict())
-    return stock.to(part.conv1.weight).eval()
+    stock.to(part.conv1.weight).load_state_dict(part.state_dict())  # torch's default dtype would round them
+    return stock.eval()

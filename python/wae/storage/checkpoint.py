@@ -13,11 +13,13 @@ and nothing in such a file is ever run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from wae.data.input import IMAGENET, Transforms
@@ -137,6 +139,18 @@ def save_classifier(
     weights_file.save(path, model, recipe, force=force)
 
 
+@contextmanager
+def _in_float32() -> Iterator[None]:
+    """Build networks in float32, whatever torch's default dtype is."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@_in_float32()
 def load_classifier(path: Path | str, original: nn.Module | None = None) -> nn.Module:
     """Load the network in ``path``, in float32, in evaluation mode, on the CPU.
 

@@ -49,9 +49,9 @@ class Shipped(WeightsEnum):  # type: ignore[misc]  # torchvision has no types
         return self.model().state_dict()
 
     def model(self) -> nn.Module:
-        """The network with these weights, in evaluation mode."""
+        """The network with these weights, in float32, in evaluation mode."""
         if self is not Shipped.AUTOENCODER:
             return load_classifier(self.path)
-        model = AutoEncoder().eval()
+        model = AutoEncoder().float().eval()  # whatever torch's default dtype is
         weights_file.load(self.path, model)
         return model

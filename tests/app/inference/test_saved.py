@@ -11,6 +11,7 @@ from unittest import TestCase
 import pytest
 import safetensors.torch
 import torch
+from default_dtype import with_default_dtype
 from small_networks import SIZE, needs, photos, small_wae
 from test_export import foreign_paths
 from test_int8 import images, int8
@@ -190,6 +191,20 @@ def test_a_folder_that_is_replaced_while_it_is_loaded(part, folder, monkeypatch)
     monkeypatch.setattr(saved, part, replaced)
     images = photos(1)
     assert torch.allclose(wae.load_deployed(folder)(images), new(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_encoder_is_loaded_as_it_was_saved(own, default, model, tmp_path):
+    """Whatever torch's default dtype is."""
+    deployed = deploy(model.to(own), SIZE, engine="eager")
+    deployed.save(tmp_path / "net")
+    with with_default_dtype(default):
+        loaded = wae.load_deployed(tmp_path / "net")
+    saved_state, state = (x._front.encoder.state_dict() for x in (deployed, loaded))
+    for name, tensor in saved_state.items():
+        assert state[name].dtype == own
+        assert torch.equal(state[name], tensor), name
 
 
 def test_loading_draws_no_random_numbers(folder):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import affine, image_of, recorded, widened
 from compare import assert_close, tolerance
+from default_dtype import with_default_dtype
 from torch import fx, nn
 
 from wae.models.haar import Haar
@@ -79,6 +80,15 @@ def test_a_portable_network_gives_the_same_scores_without_our_ops() -> None:
             scores = plain["end"](*plain["encoder"](image), (13, 18))
         assert not [event.name for event in profile.events() if event.name.startswith("wae::")]
         assert_close(scores, expected.double(), 1e-4)
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float64], ids=str)
+def test_a_portable_network_has_the_same_weights_whatever_torch_s_default_dtype_is(own: torch.dtype) -> None:
+    for part in (wae_nn.Encoder().to(own), wae_nn.ScoreDecoder(3, 3).to(own)):
+        with with_default_dtype(torch.bfloat16):
+            plain = portable(nn.Sequential(part))[0].state_dict()
+        for name, tensor in part.state_dict().items():
+            assert torch.equal(plain[name], tensor), name
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["both", "scale", "shift", "neither"])

@@ -10,6 +10,7 @@ import sys
 import pytest
 import tiny_original
 import torch
+from default_dtype import with_default_dtype
 from hypothesis import given
 from hypothesis import strategies as st
 from pickles import RunsCode
@@ -211,6 +212,25 @@ def test_weights_of_other_dtypes_become_float32(tmp_path, dtype):
     recipe = {"architecture": {"network": "tiny", "classes": 3}}
     loaded = load_classifier(write(tmp_path / "c", recipe, tiny().to(dtype)))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+
+
+def test_a_network_is_loaded_in_float32_whatever_torch_s_default_dtype_is(tmp_path, monkeypatch):
+    """Also the buffers that its constructor computes."""
+
+    def buffered(classes=3):
+        model = tiny(classes)
+        model.register_buffer("offset", torch.ones(1) / 3, persistent=False)
+        return model
+
+    monkeypatch.setitem(checkpoint._NETWORKS, "buffered", buffered)
+    model = buffered().eval()
+    save_classifier(tmp_path / "c", model, "buffered")
+    with with_default_dtype(torch.bfloat16):
+        loaded = load_classifier(tmp_path / "c")
+        assert torch.get_default_dtype() == torch.bfloat16
+    assert torch.equal(loaded.offset, model.offset)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_a_shared_layer_is_saved_under_both_names(tmp_path):

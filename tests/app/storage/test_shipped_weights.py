@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from default_dtype import with_default_dtype
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import WeightsEnum
@@ -27,7 +28,8 @@ def test_a_member_can_be_used_like_torchvision_s(weights: Shipped) -> None:
     with torch.no_grad():
         weights.model()(image[None])
     assert not any(module.training for module in weights.model().modules())
-    state = weights.get_state_dict(progress=True)
+    with with_default_dtype(torch.bfloat16):
+        state = weights.get_state_dict(progress=True)
     assert state.keys() == weights.model().state_dict().keys()
     for name, tensor in load_file(weights.path).items():
         assert torch.equal(state[name], tensor), name

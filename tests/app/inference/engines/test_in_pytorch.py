@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from default_dtype import with_default_dtype
 from small_networks import SIZE, assert_close, photos
 from torch import nn
 
@@ -76,16 +77,6 @@ def with_threads(number):
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def with_default_dtype(dtype):
-    """As ``torch.set_default_dtype``."""
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.slow
