@@ -402,7 +402,7 @@ def test_the_accuracies_in_the_readme_are_those_of_the_results() -> None:
 @pytest.mark.parametrize(
     ("network", "claim"),
     [
-        ("ENet", CAMVID),
+        ("ENet at 180 x 240", CAMVID),
         ("PSPNet", LARGER_PSPNET),
         ("mobilenet_deconv at 180 x 240", LARGER_DECONV),
         ("PSPNet at 90 x 120", ("camvid-pspnet_resnet18-90x120", *LARGER_PSPNET[1:])),
