@@ -201,9 +201,9 @@ def _centre(image: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def luma(image: Tensor) -> Tensor:
-    """The luma of ``image``, (3, H, W) uint8, in all three channels, (3, H, W) uint8.
+    """The luma of ``image``, (..., 3, H, W) uint8, in all three channels, of the same shape and dtype.
 
     It rounds to nearest. torchvision's rounds down and turns a grey of 200 into 199.
     """
     weights = torch.tensor(_LUMA, device=image.device).view(3, 1, 1)
-    return (image * weights).sum(0).round().to(torch.uint8).expand(3, -1, -1)
+    return (image * weights).sum(-3, keepdim=True).round().to(torch.uint8).expand(image.shape)

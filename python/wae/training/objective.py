@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wae.data.input import luma
 from wae.models.autoencoder import AutoEncoder
 from wae.models.classifier import WAEClassifier
 from wae.models.network import WAENetwork
@@ -217,6 +218,19 @@ class InOrder(nn.Module):
         """Maps (N, 3, H, W) to (N, classes), or to (N, classes, H, W)."""
         scores: Tensor = self.network(images)
         return scores[:, self.get_buffer("numbers")]
+
+
+class OnLuma(nn.Module):
+    """``network``, which is for grey images, on the luma of its images."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps (N, 3, H, W) uint8 to the scores of ``network``."""
+        scores: Tensor = self.network(luma(images))
+        return scores
 
 
 def check(model: nn.Module, stage: Stage, teacher: nn.Module | None) -> None:

@@ -40,7 +40,7 @@ from . import pretrained
 from .accuracy import check_kind
 from .fine_tuning import initialise_from_original, read_original
 from .lock import alone_in
-from .objective import InOrder
+from .objective import InOrder, OnLuma
 from .observers import JsonLines, TensorBoard, Terminal, Together, table
 from .plan import Plan
 from .processes import broadcast, is_first, joined
@@ -308,7 +308,7 @@ class Session:
             raise UsageError("a teacher is given, but no stage of the plan has a mimic_weight")
         _note(console, order.note)
         _note(console, _other_size(f"the teacher, {path}", path, images.shape[2:]))
-        return InOrder(teacher, order.numbers)
+        return InOrder(OnLuma(teacher) if described.input.grayscale else teacher, order.numbers)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from tiny_classifier import tiny
 
 from wae.data.folder import image_folder
+from wae.data.input import luma
 from wae.models import registry
 from wae.models.accelerated import Form, accelerated
 from wae.models.baselines import FullResolution, HalfResolution
@@ -821,6 +822,16 @@ def test_a_teachers_scores_are_in_the_class_order_of_the_data(trained, images, t
     images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
     teacher = training._teacher(images, ("green", "red", "violet"), Console())
     assert torch.equal(teacher(images), load_classifier(trained)(images)[:, [1, 2, 0]])
+
+
+def test_a_teacher_of_grey_images_sees_the_luma(images, tmp_path):
+    path, labels = tmp_path / "grey.safetensors", ("blue", "green", "red")
+    save_classifier(path, network_of_colours(), "tiny", labels, Input(14, 16, grayscale=True))
+    stage = replace(plan.find("digits").stages[-1], mimic_weight=1.0)
+    training = session.Session(plan.Plan("tiny", (stage,)), str(images), tmp_path / "new", teacher=path)
+    photos = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
+    grey = torch.stack([luma(photo) for photo in photos])
+    assert torch.equal(training._teacher(photos, labels, Console())(photos), load_classifier(path)(grey))
 
 
 @pytest.mark.parametrize("side", [14, 16])
