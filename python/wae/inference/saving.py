@@ -2,12 +2,10 @@
 
 ======================= =========================================================================
 ``deployed.json``       sizes, precision, report, versions, and the SHA-256 of every other file
-                        that is not in ``compiled/``
 ``encoder.safetensors`` the encoder, with scale and shift; missing if the network has no encoder
 ``end.safetensors``     the fusion of a segmentation network, if our op runs it
 ``network.*``           the engine's own file: OpenVINO's IR, an ONNX file, an AOTInductor package,
                         or a torch.export program
-``compiled/``           OpenVINO's cache of the compiled network
 ======================= =========================================================================
 """
 

@@ -96,6 +96,33 @@ def test_an_int8_network_is_saved_with_its_report(engine, model, tmp_path, monke
     assert torch.allclose(again(x), deployed(x), rtol=1e-3, atol=1e-4)
 
 
+def _contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_openvino_believes_no_damaged_file(precision, model, tmp_path):
+    """Its own cache of compiled networks gave scores that were wrong by 20 %, without an error."""
+    needs("openvino")
+    deployed = (
+        int8(model, "openvino", images(48), max_drop=None)
+        if precision == "int8"
+        else deploy(model, SIZE, 2, "openvino")
+    )
+    folder, x = tmp_path / "net", images(3)
+    deployed.save(folder)
+    saved_files = _contents(folder)
+    assert torch.allclose(wae.load_deployed(folder)(x), deployed(x), rtol=1e-3, atol=1e-4)  # 2 images, then 1
+    assert _contents(folder) == saved_files  # another number of images stores nothing that is not checked
+    for path, content in saved_files.items():
+        half = len(content) // 2
+        (folder / path).write_bytes(content[:half] + bytes([content[half] ^ 255]) + content[half + 1 :])
+        with pytest.raises(SavedError, match=f"{path} is damaged"):
+            wae.load_deployed(folder)
+        (folder / path).write_bytes(content)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_loading_does_not_run_the_network(engine, model, tmp_path, monkeypatch):

@@ -211,8 +211,7 @@ class InFile(Prepared):
 
     Args:
         folder: the folder that holds the file.
-        open: takes the folder, the number of images (None for any number), and whether the engine may store
-            compiled code in the folder; returns a runner.
+        open: takes the folder and the number of images (None for any number); returns a runner.
         take_bytes: changes the file in the folder; see :meth:`Prepared.take_bytes`.
         simulation: see :class:`Prepared`.
         temporary: whether the folder is removed together with this object.
@@ -221,30 +220,28 @@ class InFile(Prepared):
     def __init__(
         self,
         folder: Path,
-        open: Callable[[Path, int | None, bool], Run],
+        open: Callable[[Path, int | None], Run],
         take_bytes: Callable[[Path], Sequence[ByteInput]] = lambda folder: (),
         simulation: Simulation | None = None,
         temporary: bool = False,
     ) -> None:
         self._folder, self._open, self.simulation = folder, open, simulation
         self._take_bytes = take_bytes
-        self._temporary = temporary
         if temporary:
             weakref.finalize(self, _remove, folder, os.getpid())
 
     def for_batch(self, batch: int | None) -> Run:
         """See :class:`Prepared`."""
-        return self._open(self._folder, batch, not self._temporary)
+        return self._open(self._folder, batch)
 
     def take_bytes(self) -> Sequence[ByteInput]:
         """See :class:`Prepared`."""
         return self._take_bytes(self._folder)
 
     def save(self, folder: Path, inputs: Sequence[Tensor]) -> None:
-        """Copy the file, and have the engine compile it now, so that loading it need not."""
+        """See :class:`Prepared`."""
         for path in self._folder.glob("network.*"):  # the folder of a loaded network holds other files too
             (folder / path.name).write_bytes(path.read_bytes())
-        self._open(folder, inputs[0].shape[0], True)
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -31,7 +31,7 @@ def _prepare(
         return InFile(folder, _open, _take_bytes, simulation, temporary=True)
 
 
-def _open(folder: Path, batch: int | None, keep: bool) -> Run:
+def _open(folder: Path, batch: int | None) -> Run:
     return onnx_session(folder / "network.onnx", batch)
 
 
