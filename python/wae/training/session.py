@@ -125,7 +125,7 @@ class Session:
             images, _ = sample(sets[1], _IMAGES)
             input = _input(sets[1], images)
             if self.weights:
-                _note(console, _other_size(str(self.weights), self.weights, input.shape))
+                _note(console, _other_input(str(self.weights), describe(self.weights).input, sets[1], input))
             plan, model = self._model(sets[0], input.shape, resumes)
             self._check_kinds(plan, sets[0])
             if isinstance(sets[0], SegmentationFolder) and any(stage.class_balance for stage in plan.stages):
@@ -134,7 +134,7 @@ class Session:
                 _note(console, getattr(getattr(model, model.bodies[1]), "reason", ""))
             try_out(model, plan.model, images)
             try_training(plan, len(sets[0].labels), images)
-            teacher = self._teacher(images, sets[1].labels, console)
+            teacher = self._teacher(images, sets[1], input, console)
             described = plan.model, sets[0].labels, input
             with observed(self.folder, console, images) as observer, self._plan_of_before():
                 if is_first():
@@ -291,8 +291,8 @@ class Session:
         if self.autoencoder:
             pretrained.load_autoencoder(model, self.autoencoder)
 
-    def _teacher(self, images: Tensor, labels: Sequence[str], console: Console) -> nn.Module | None:
-        """The teacher with its scores in the order of ``labels``; None without one."""
+    def _teacher(self, images: Tensor, data: Dataset, input: Input, console: Console) -> nn.Module | None:
+        """The teacher with its scores in the order of ``data``; None without one."""
         mimics = any(stage.mimic_weight for stage in self.plan.stages)
         path = self.teacher or (self.original if mimics else None)
         if path is None:
@@ -301,14 +301,16 @@ class Session:
             return None
         teacher, described = load_classifier(path), describe(path)
         scores = try_out(teacher, str(path), images)
-        order = class_order(f"the teacher, {path}", described.labels, scores.shape[1], labels)
+        order = class_order(f"the teacher, {path}", described.labels, scores.shape[1], data.labels)
         if not scores.isfinite().all():
             raise ValueError(f"the teacher, {path}: its scores of the test images are not finite")
         if not mimics:
             raise UsageError("a teacher is given, but no stage of the plan has a mimic_weight")
         _note(console, order.note)
-        _note(console, _other_size(f"the teacher, {path}", path, images.shape[2:]))
-        return InOrder(OnLuma(teacher) if described.input.grayscale else teacher, order.numbers)
+        grey = described.input.grayscale
+        seen = replace(input, grayscale=grey or input.grayscale)
+        _note(console, _other_input(f"the teacher, {path}", described.input, data, seen))
+        return InOrder(OnLuma(teacher) if grey else teacher, order.numbers)
 
 
 @contextmanager
@@ -348,11 +350,31 @@ class _PlanFile(Observer):
         write(self._path, plan.as_toml(), force=True)
 
 
-def _other_size(name: str, path: Path, size: Sequence[int]) -> str:
-    """A line if the network in ``path`` is not for images of ``size`` (H, W); it may be worse on these."""
-    (height, width), (h, w) = describe(path).input.shape, size
-    same = (height, width) == (h, w)
-    return "" if same else f"{name}: is for images of {height} x {width}, and sees {h} x {w}"
+def _other_input(name: str, wanted: Input, data: Dataset, seen: Input) -> str:
+    """A line if a network for ``wanted`` inputs gets those of ``data``, ``seen``: it may be worse on them.
+
+    How images that were not read from files were scaled and cropped is not known.
+    """
+    alike = wanted.of_size(seen.size)  # sides are rounded, so shares of two sizes are not comparable
+    known = 3 if isinstance(data, ImageFiles) else 1
+    pairs = zip(_words(alike)[:known], _words(seen)[:known], strict=True)
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
+    if not differing and wanted.shape == seen.shape:
+        return ""
+    one, other = (_named(input, [pair[i] for pair in differing]) for i, input in enumerate((wanted, seen)))
+    return f"{name}: is for images of {one}, and sees {other}"
+
+
+def _words(input: Input) -> Sequence[str]:
+    """What describes inputs besides their size: colours, interpolation, the part of the image they are."""
+    part = f"the middle {input.size / input.resize:.0%}" + (", squashed" if input.squash else "")
+    colours = "grey" if input.grayscale else "in colour"
+    return colours, input.interpolation, "the full image" if input.is_whole else part
+
+
+def _named(input: Input, words: Sequence[str]) -> str:
+    height, width = input.shape
+    return f"{height} x {width}" + (f" ({', '.join(words)})" if words else "")
 
 
 def _note(console: Console, note: str) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 from collections import OrderedDict
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -816,22 +818,30 @@ def test_training_keeps_the_class_order_of_the_weights(trained, train, tmp_path)
     assert train(*more, "--resume", out=tmp_path / "more") == 0
 
 
+def labelled(*labels):
+    """Data with these classes that do not come from files."""
+    return SimpleNamespace(labels=labels)
+
+
 def test_a_teachers_scores_are_in_the_class_order_of_the_data(trained, images, tmp_path):
     stage = replace(plan.find("digits").stages[-1], mimic_weight=1.0)
     training = session.Session(plan.Plan("tiny", (stage,)), str(images), tmp_path / "new", teacher=trained)
     images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
-    teacher = training._teacher(images, ("green", "red", "violet"), Console())
+    teacher = training._teacher(images, labelled("green", "red", "violet"), Input(14, 16), Console())
     assert torch.equal(teacher(images), load_classifier(trained)(images)[:, [1, 2, 0]])
 
 
 def test_a_teacher_of_grey_images_sees_the_luma(images, tmp_path):
-    path, labels = tmp_path / "grey.safetensors", ("blue", "green", "red")
-    save_classifier(path, network_of_colours(), "tiny", labels, Input(14, 16, grayscale=True))
+    path, data = tmp_path / "grey.safetensors", labelled("blue", "green", "red")
+    save_classifier(path, network_of_colours(), "tiny", data.labels, Input(14, 16, grayscale=True))
     stage = replace(plan.find("digits").stages[-1], mimic_weight=1.0)
     training = session.Session(plan.Plan("tiny", (stage,)), str(images), tmp_path / "new", teacher=path)
     photos = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
     grey = torch.stack([luma(photo) for photo in photos])
-    assert torch.equal(training._teacher(photos, labels, Console())(photos), load_classifier(path)(grey))
+    printed = io.StringIO()
+    teacher = training._teacher(photos, data, Input(14, 16), Console(file=printed))
+    assert torch.equal(teacher(photos), load_classifier(path)(grey))
+    assert printed.getvalue() == ""
 
 
 @pytest.mark.parametrize("side", [14, 16])
@@ -840,9 +850,50 @@ def test_a_teacher_for_images_of_another_size_is_noted(trained, images, tmp_path
     training = session.Session(plan.Plan("tiny", (stage,)), str(images), tmp_path / "new", teacher=trained)
     printed = io.StringIO()
     photos = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-    training._teacher(photos, ("green", "red", "violet"), Console(file=printed, width=1000))
+    data, seen = labelled("green", "red", "violet"), Input(side, 2 * side)
+    training._teacher(photos, data, seen, Console(file=printed, width=1000))
     noted = f"the teacher, {trained}: is for images of 14 x 14, and sees 16 x 16\n"
     assert printed.getvalue() == (noted if side == 16 else "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "noted"),
+    [
+        (Input(14, 16), ""),
+        (
+            Input(14, 14, interpolation="bicubic"),
+            "14 x 14 (bicubic, the middle 100%) 14 x 14 (bilinear, the middle 88%)",
+        ),
+        (Input(14, 16, squash=True), "14 x 14 (the middle 88%, squashed) 14 x 14 (the middle 88%)"),
+        (Input(14, 14, squash=True), "14 x 14 (the full image) 14 x 14 (the middle 88%)"),
+        (Input(16, 18), "16 x 16 14 x 14"),
+    ],
+)
+def test_a_teacher_for_images_scaled_or_cropped_otherwise_is_noted(
+    train, plan_file, tmp_path, capsys, wanted, noted
+):
+    """It may teach worse, and nothing else says so."""
+    plan_file.write_text(TINY + "mimic_weight = 1.0\n")
+    teacher = tmp_path / "teacher.safetensors"
+    save_classifier(teacher, builder("tiny")(3), "tiny", ["blue", "green", "red"], wanted)
+    assert train("--teacher", teacher, "--epochs", 1) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    found = re.search(r"the teacher, \S+: is for images of (.*?), and sees (\d+ x \d+(?: \(.*?\))?)", printed)
+    assert (" ".join(found.groups()) if found else "") == noted
+
+
+def test_colours_are_noted_where_a_network_sees_other_ones():
+    colour, grey = Input(14, 16), Input(14, 16, grayscale=True)
+    data = SimpleNamespace(labels=())
+    of = [
+        session._other_input("it", wanted, data, seen) for wanted in (colour, grey) for seen in (colour, grey)
+    ]
+    assert of == [
+        "",
+        "it: is for images of 14 x 14 (in colour), and sees 14 x 14 (grey)",
+        "it: is for images of 14 x 14 (grey), and sees 14 x 14 (in colour)",
+        "",
+    ]
 
 
 def test_a_plan_that_needs_a_teacher_says_so(train, plan_file, capsys):
