@@ -182,7 +182,7 @@ def _made(
     movements: Sequence[Movement] = ()
     with as_engine_error(f"{file_format} does not take this network"):
         with bar(f"exporting as {file_format}", None):
-            network = _FromImages(fold(model, given(cases[0])), size, dtype).eval()
+            network = _FromImages(fold(model, given(cases[0])), size, dtype, precision == "int8").eval()
             content = form.make(network, cases[0], batch is None, says)
         run, scores = _scores(form, content, cases)
     differences, most = [], tolerance(dtype, cases[0].device)
@@ -237,14 +237,21 @@ def _in_int8(content: bytes, images: Tensor, batch: int) -> tuple[bytes, Sequenc
 
 
 class _FromImages(nn.Module):
-    """The network with one input, ``images``, which may be uint8 even if the network takes only floats."""
+    """The network with one input, ``images``, which may be uint8 even if the network takes only floats.
+
+    Args:
+        network: in evaluation mode.
+        size: (H, W) of the images.
+        dtype: the model's.
+        int8: whether it will be quantized. The encoder then computes finite numbers of any image.
+    """
 
     image_scale: Tensor
     image_shift: Tensor
 
-    def __init__(self, network: nn.Module, size: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, size: Sequence[int], dtype: torch.dtype, int8: bool) -> None:
         super().__init__()
-        self.dtype = dtype  # the model's: folded it may have no parameter left
+        self.dtype, self.int8 = dtype, int8  # folded, the network may have no parameter left
         self.encoder: nn.Module | None = None
         self.network = network
         if isinstance(network, WAENetwork):
@@ -258,7 +265,8 @@ class _FromImages(nn.Module):
             inputs = (images.to(self.dtype),)
         else:
             inputs = self.encoder(images, self.image_scale, self.image_shift)
-        are_finite = finite_images(inputs) if images.is_floating_point() else None
+        looked_at = [images] if self.int8 else inputs
+        are_finite = finite_images(looked_at) if images.is_floating_point() else None
         scores: Tensor = self.network(*inputs)
         return scores if are_finite is None else nan_where_not_finite(scores, are_finite)
 

@@ -16,7 +16,7 @@ def finite_images(inputs: Sequence[Tensor], finite: Callable[[Tensor], Tensor] |
         inputs: floating-point tensors, (N, ...) each.
         finite: returns which images of one of ``inputs`` are finite, (N,) bool; None for PyTorch's operators.
     """
-    found = [finite(x) if finite else x.flatten(1).isfinite().all(1) for x in inputs]
+    found = [finite(x) if finite else x.isfinite().flatten(1).all(1) for x in inputs]
     return torch.stack(found).all(0)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import SIZE, needs
+from small_networks import SIZE, needs, photos, small_stock, small_wae
 from torch import nn
 
 from wae.inference.deploy import deploy
@@ -51,3 +51,17 @@ def test_nor_in_a_file(file_format, clamping, tmp_path):
     export(clamping, tmp_path / "file", file_format, SIZE, image_dtype=torch.float32)
     scores = FORMATS[file_format].load((tmp_path / "file").read_bytes())(broken())
     assert scores.isnan().all(1).tolist() == [False, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "images"), [(small_wae, photos(8).float()), (small_stock, torch.randn(8, 3, *SIZE))]
+)
+def test_nor_in_an_int8_file(make, images, tmp_path):
+    """Although the bytes to which its first layer rounds the images are finite."""
+    needs("onnxruntime")
+    options = {"calibration": images, "calibration_images": 4, "max_drop": None}
+    export(make(), tmp_path / "f", "onnx", SIZE, image_dtype=torch.float32, precision="int8", **options)
+    scores = FORMATS["onnx"].load((tmp_path / "f").read_bytes())(broken())
+    assert scores.isnan().all(1).tolist() == [False, True, True]
+    assert not scores[0].isnan().any()

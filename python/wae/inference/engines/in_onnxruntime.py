@@ -106,6 +106,7 @@ def quantize(path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence
             weight_type=QuantType.QInt8,
             reduce_range=saturates(),
         )
+        _look_at_numbers(quantized)
         simulation = _simulation(prepared, quantized, compared)
         path.write_bytes(quantized.read_bytes())
     return simulation
@@ -121,6 +122,22 @@ def _left_in_float32(model: Any) -> list[str]:
         for node in model.graph.node
         if node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
     ]
+
+
+def _look_at_numbers(path: Path) -> None:
+    """Make what looks for NaN and infinity in the int8 model at ``path`` read numbers, not bytes of them."""
+    import onnx
+
+    model = onnx.load(path)
+    made = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("IsNaN", "IsInf"):
+            continue
+        from_bytes = made.get(node.input[0])
+        to_bytes = made.get(from_bytes.input[0]) if from_bytes is not None and from_bytes.input else None
+        if to_bytes is not None and to_bytes.op_type == "QuantizeLinear":
+            node.input[0] = to_bytes.input[0]
+    onnx.save(model, path)
 
 
 def _take_bytes(folder: Path) -> Sequence[ByteInput]:
