@@ -95,6 +95,8 @@ def _gathered(source: Source, size: tuple[int, int], count: int, scales: bool, i
             raise CalibrationError(
                 f"calibration: images must be one of {', '.join(IMAGES)}, got {part.dtype}"
             )
+        if part.is_floating_point() and not part.isfinite().all():
+            raise CalibrationError("calibration: images must be finite, but some have NaN or infinity")
         parts.append(part.cpu())
         if targets is not None:
             if labels and targets.shape[1:] != labels[0].shape[1:]:

@@ -114,6 +114,7 @@ def test_a_loader_without_labels_may_yield_lists_of_one_tensor():
             "images must be one of uint8, float64, .*, got torch.int64",
         ),
         (torch.zeros(20, 3, *SIZE).to(torch.float8_e5m2), "images must be one of .*, got torch.float8_e5m2"),
+        (torch.ones(20, 3, *SIZE).mul(torch.inf), "images must be finite, but some have NaN or infinity"),
         (["a.png"], "need tensors of images, got str"),
         ([()], "need tensors of images, got tuple"),
         ([(torch.zeros(3, *SIZE), 5)], r"images must be \(N, 3, 20, 33\), got \(3, 20, 33\)"),
