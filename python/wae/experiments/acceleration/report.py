@@ -219,7 +219,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         others = " and others" if len(untested) > LOST else ""
         lines.append(f"No test image was read of {', '.join(untested[:LOST])}{others}.")
     if "not saved" in new:
-        lines.append(f"There is no folder `deployed`: {new['not saved']}.")
+        lines.append(f"There is no folder deployed: {new['not saved']}.")
     if "not written" in found["onnx"]:
         lines.append(f"There is no ONNX file: {found['onnx']['not written']}.")
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,18 +29,28 @@ def write(folder: Path, name: str, found: Mapping[str, Any], parts: Mapping[str,
         files.write(folder / path, text, force=True)
 
 
+# what Markdown would take for markup; not an underscore inside a word
+_MARKUP = re.compile(r"[\\`*~\[<&|]|(?<![^\W_])_|_(?![^\W_])")
+
+
 def markdown(name: str, found: Mapping[str, Any]) -> str:
     """The report without images."""
-    lines = [f"# {name}, accelerated", "", f"{report.summary(found)}.", ""]
+    lines = [f"# {_plain(name)}, accelerated", "", f"{_plain(report.summary(found))}.", ""]
     for warning in report.warnings(found):
-        lines += [f"**Note**: {warning}.", ""]
+        lines += [f"**Note**: {_plain(warning)}.", ""]
     for title, columns, cells in report.tables(name, found):
-        lines += [f"## {title}", "", _row(columns), "|" + "---|" * len(columns), *map(_row, cells), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in report.notes(found)), ""])
+        head = _row(columns), "|" + "---|" * len(columns)
+        lines += [f"## {_plain(title)}", "", *head, *map(_row, cells), ""]
+    return "\n".join([*lines, *(f"- {_plain(note)}" for note in report.notes(found)), ""])
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _plain(text: str) -> str:
+    """``text`` such that Markdown shows it as it is: the names of classes may hold anything."""
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 _STYLE = (

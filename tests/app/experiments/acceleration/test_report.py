@@ -52,7 +52,7 @@ def found(**more):
 def test_the_classes_that_lost_accuracy_and_the_speed_are_reported():
     assert report.lost(found()) == [("<a>", 0.9, 0.8, 10)]
     text = report_files.markdown("net", found())
-    assert "| <a> | 90.0 % | 80.0 % | 10 |" in text
+    assert "| \\<a> | 90.0 % | 80.0 % | 10 |" in text
     assert "4.0 times as fast as the original in PyTorch, 2.0 times as fast as the original in wino" in text
     assert "- The high body has 1/4 of the channels.\n" in text
     assert "There is no ONNX file: no ONNX Runtime." in text
@@ -65,7 +65,7 @@ def test_the_classes_that_lost_accuracy_and_the_speed_are_reported():
     assert "0.67 times as fast as the original in winograd, float32;" in text
     assert "top-1 accuracy 92.00 % to 90.00 %: WAE does not pay here." in text
     assert "- The high body is a light CNN of 4 convolutions.\n" in text
-    assert "- There is no folder `deployed`: cudagraphs on cuda cannot be saved.\n" in text
+    assert "- There is no folder deployed: cudagraphs on cuda cannot be saved.\n" in text
 
 
 def test_wae_does_not_pay_if_the_original_is_faster_in_pytorch_than_deployed():
@@ -148,6 +148,25 @@ def test_classes_without_a_test_image_are_named():
     assert "- No test image was read of a, b, c, d, e, f, g, h, i, j and others.\n" in report_files.markdown(
         "net", of
     )
+
+
+@pytest.mark.parametrize(
+    ("label", "written"),
+    [
+        ("<unknown> & <b>", "\\<unknown> \\& \\<b>"),
+        ("a|b *c* `d`", "a\\|b \\*c\\* \\`d\\`"),
+        ("[x](y) a\\b", "\\[x](y) a\\\\b"),
+        ("__init__", "\\_\\_init\\_\\_"),
+        ("golden_retriever, ü", "golden_retriever, ü"),
+    ],
+)
+def test_markdown_shows_the_names_of_classes_as_they_are(label, written):
+    """<unknown> would be a tag, which is not shown."""
+    of = found()
+    of["original"]["labels"] = [label, label, label]
+    text = report_files.markdown("net", of)
+    assert f"| {written} | 90.0 % | 80.0 % | 10 |" in text
+    assert f"- No test image was read of {written}.\n" in text
 
 
 def test_the_number_of_images_and_the_machine_are_reported():
