@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def quantize(path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence
             prepared,
             quantized,
             _Reader(names, samples),
-            nodes_to_exclude=_left_in_float32(onnx.load(prepared)),
+            nodes_to_exclude=_left_in_float32(prepared, compared),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -112,16 +112,33 @@ def quantize(path: Path, samples: Sequence[Sequence[Tensor]], compared: Sequence
     return simulation
 
 
-def _left_in_float32(model: Any) -> list[str]:
-    """The names of the grouped transposed convolutions, to which ONNX Runtime gives too few scales.
+def _left_in_float32(path: Path, inputs: Sequence[Tensor]) -> list[str]:
+    """The names of the nodes of the model at ``path`` that stay in float32.
 
-    It takes one for each output channel of a group, but the bias has those of all groups.
+    To grouped transposed convolutions ONNX Runtime gives too few scales: it takes one for each output channel
+    of a group, but the bias has those of all groups. No byte stands for infinity, which a mask may hold, so
+    the nodes that read it or compute it from ``inputs`` stay as well.
     """
+    import onnx
+
+    graph = onnx.load(path).graph
+    infinite = {each.name for each in graph.initializer if _is_infinite(onnx.numpy_helper.to_array(each))}
+    if infinite:
+        found, _ = _onnx_results(path, inputs, {node.op_type for node in graph.node})
+        infinite |= {name for name, numbers in found.items() if _is_infinite(numbers.numpy())}
     return [
         node.name
-        for node in model.graph.node
-        if node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        for node in graph.node
+        if not infinite.isdisjoint((*node.input, *node.output))
+        or (node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute))
     ]
+
+
+def _is_infinite(numbers: Any) -> bool:
+    """Whether ``numbers``, an array, has infinities."""
+    import numpy as np
+
+    return numbers.dtype.kind == "f" and bool(np.isinf(numbers).any())
 
 
 def _look_at_numbers(path: Path) -> None:
@@ -184,7 +201,7 @@ def _simulation(prepared: Path, quantized: Path, inputs: Sequence[Tensor]) -> Si
 
 
 def _onnx_results(
-    path: Path, inputs: Sequence[Tensor], kinds: Sequence[str]
+    path: Path, inputs: Sequence[Tensor], kinds: Collection[str]
 ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
     """The results of all nodes of these ``kinds``, by name, and the model's."""
     import onnx

@@ -43,6 +43,32 @@ def test_a_grouped_transposed_convolution_stays_in_float32(groups):
     assert len(prepared.simulation.movements) == 3  # the last layer's was missing
 
 
+class Masked(nn.Module):
+    """Attention of each pixel to earlier ones: its mask is minus infinity for the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.query = nn.Conv2d(3, 8, 3), nn.Linear(8, 8)
+        self.register_buffer("mask", torch.full((36, 36), -torch.inf).triu(1))
+
+    def forward(self, image):
+        x = self.layer(image).flatten(2).transpose(1, 2)
+        return (self.query(x) @ x.transpose(1, 2) + self.mask).softmax(2) @ x
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_infinities_of_a_mask_stay_in_float32():
+    """A scale of bytes that reach to infinity is infinite, and every other number becomes 0."""
+    engine, images = ENGINES["onnxruntime"], torch.randn(8, 3, 8, 8)
+    if reason := engine.why_not("cpu", "int8"):
+        pytest.skip(reason)
+    network = Masked().eval()
+    prepared = engine.make(network, [images[:1]], "int8", [[images]], [images])
+    found = engine.open(prepared, len(images), [images])(images)
+    assert 0 < relative_difference(found, network(images)) < 0.05
+
+
 def test_weights_have_7_bits_if_sums_saturate(tmp_path, monkeypatch):
     needs("onnxruntime")
     onnx = pytest.importorskip("onnx")
