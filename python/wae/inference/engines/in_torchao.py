@@ -145,13 +145,20 @@ def lowered(program: torch.export.ExportedProgram, batch: int) -> Callable[..., 
     """Lower ``program``, from :func:`quantized`, to calls of oneDNN's int8 kernels, for ``batch`` images."""
     pt2e = _import()
     examples = [
-        torch.zeros(batch, *node.meta["val"].shape[1:], dtype=node.meta["val"].dtype)
+        _zeros_like(node.meta["val"], batch)
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     ]
     module: Callable[..., Any] = pt2e.lowering.lower_pt2e_quantized_to_x86(program.module(), tuple(examples))
     module(*examples)  # compiles now, and warns now
     return module
+
+
+def _zeros_like(value: Tensor, batch: int) -> Tensor:
+    """Zeros for ``batch`` images, in the memory format of ``value``, by which views are chosen."""
+    is_last = value.dim() == 4 and value.stride(1) == 1
+    zeros = torch.zeros(batch, *value.shape[1:], dtype=value.dtype)
+    return zeros.contiguous(memory_format=torch.channels_last) if is_last else zeros
 
 
 class _Layers(fx.Interpreter):

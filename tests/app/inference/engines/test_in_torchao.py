@@ -153,3 +153,15 @@ def test_a_graph_that_computes_something_else_is_not_quantized(network, monkeypa
     monkeypatch.setattr(in_torchao, "_set_norms_apart", lambda module: None)
     with pytest.raises(EngineError, match=r"compile does not run .*computes something else than the network"):
         ENGINES["compile"].make(network, [_IMAGES[:1]], "int8", [[_IMAGES]], [_IMAGES])
+
+
+@torch.no_grad()
+def test_a_view_of_channels_last_images():
+    """The graph in int8 had views that only contiguous images have."""
+    engine, images = ENGINES["compile"], _IMAGES.contiguous(memory_format=torch.channels_last)
+    if reason := engine.why_not("cpu", "int8"):
+        pytest.skip(reason)
+    network = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 8)).eval()
+    prepared = engine.make(network, [images], "int8", [[images]], [images])
+    found = engine.open(prepared, len(images), [images])(images)
+    assert relative_difference(found, network(images)) < 0.05
