@@ -88,6 +88,17 @@ def fastest(task: Task, model: nn.Module, size: int) -> Deployed:
     )  # fmt: skip
 
 
+def _needed(task: Task, name: str, model: nn.Module, size: int) -> Deployed:
+    """:func:`fastest` of a network without which there is no report. The error says how to go on."""
+    try:
+        return fastest(task, model, size)
+    except (EngineError, DisagreementError) as error:
+        raise type(error)(
+            f"the {name} network: {error}; what was trained is kept: the same command with another "
+            "--precision, --engine or --max-drop continues"
+        ) from None
+
+
 def write_onnx(task: Task, model: WAEClassifier, form: Form) -> dict[str, Any]:
     """Write the ONNX file, or return why it cannot be written."""
     name, labels, input = described(task, form)
@@ -106,8 +117,8 @@ def _contenders(task: Task, record: Record, model: WAEClassifier, size: int) -> 
     """Each network in its fastest form. A baseline that no engine runs is left out, also in the record."""
     stock = task.original.classifier().to(task.device)
     contenders = {
-        "original": _Contender(stock, task.side, fastest(task, stock, task.side)),
-        "accelerated": _Contender(fold_normalization(model), size, fastest(task, model, size)),
+        "original": _Contender(stock, task.side, _needed(task, "original", stock, task.side)),
+        "accelerated": _Contender(fold_normalization(model), size, _needed(task, "accelerated", model, size)),
     }
     for name in baselines.NAMES:
         result = record.found.get(f"baseline: {name}", {"left out": ""})

@@ -38,6 +38,10 @@ ORIGINAL = "original.safetensors"
 _WRITTEN = {TENSORBOARD: "events.out.tfevents.*", TRIALS: "*.safetensors", BASELINES: "*.safetensors"}
 """What an acceleration writes to its subfolders."""
 
+_OF_DEPLOYMENT = ("engine", "precision", "max_drop")
+"""Settings that may change after the training, until the network is deployed: else a training would be lost
+because no engine computes its network in int8 within ``max_drop``."""
+
 
 def clear(folder: Path) -> None:
     """Remove the files that an acceleration wrote, the record last. Other files stay."""
@@ -87,6 +91,8 @@ class Record:
 def open_record(folder: Path, settings: dict[str, Any]) -> Record:
     """The record in ``folder``, if it was begun with these ``settings``; a new one in an empty folder.
 
+    After the training the settings of the deployment may differ, until it is done.
+
     Raises:
         FileExistsError: the folder holds other files.
         CheckpointError: the record is damaged, or was begun with other settings.
@@ -106,6 +112,8 @@ def open_record(folder: Path, settings: dict[str, Any]) -> Record:
         before, found = dict(made["settings"]), dict(made["found"])
     except (ValueError, LookupError, TypeError):
         raise CheckpointError(f"{path}: is damaged; --force starts over") from None
+    if "training" in found and "deployed" not in found:
+        before |= {name: settings[name] for name in _OF_DEPLOYMENT}
     if different := ", ".join(changed(before, settings)):
         raise CheckpointError(f"{folder}: was begun with other settings: {different}; --force starts over")
     return Record(path, settings, found)

@@ -38,6 +38,28 @@ def test_resume_needs_the_same_weights_under_any_path(tmp_path):
         open_record(records, task_of(tmp_path, weights=str(other))[0].as_dict())
 
 
+def test_after_the_training_the_deployments_settings_may_change_until_it_is_done(tmp_path):
+    """A network that loses too much in int8 was lost, with its training: only --force was left."""
+    torch.manual_seed(0)  # the images are noise
+    record = open_record(tmp_path, task_of(tmp_path, precision="int8", epochs=1)[0].as_dict())
+
+    def again(**options):
+        torch.manual_seed(0)
+        return open_record(tmp_path, task_of(tmp_path, **{"epochs": 1, **options})[0].as_dict())
+
+    other = {"precision": "float32", "engine": "eager", "max_drop": 0.5}
+    with pytest.raises(CheckpointError, match=r"other settings: engine .*, max_drop .*, precision"):
+        again(**other)
+    record.once("training", dict)
+    with pytest.raises(CheckpointError, match=r"begun with other settings: epochs \(1, not 2\);"):
+        again(epochs=2, **other)
+    resumed = again(**other)
+    resumed.once("deployed", dict)
+    assert again(**other).found.keys() == {"training", "deployed"}
+    with pytest.raises(CheckpointError, match=r"other settings: precision \('float32', not 'bfloat16'"):
+        again(**{**other, "precision": "bfloat16"})
+
+
 def test_a_folder_that_holds_something_else_stays_as_it_is(tmp_path):
     task, _ = task_of(tmp_path)
     (tmp_path / "trials").mkdir()

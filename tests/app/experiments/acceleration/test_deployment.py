@@ -84,6 +84,23 @@ def test_each_network_is_deployed_timed_and_tested(tmp_path, monkeypatch):
     assert load_deployed(tmp_path / "deployed").size == (SIDE, SIDE)
 
 
+@pytest.mark.parametrize(("deployed", "name"), [(0, "original"), (1, "accelerated")])
+def test_a_network_that_no_engine_runs_is_named_with_the_way_to_go_on(tmp_path, monkeypatch, deployed, name):
+    done = []
+
+    def fastest(*_):
+        if len(done) == deployed:
+            raise DisagreementError("int8 loses 50 %")
+        done.append(None)
+
+    monkeypatch.setattr(deployment, "fastest", fastest)
+    task, _ = task_of(tmp_path)
+    ours = initialised(task, task.form).eval()
+    message = f"^the {name} network: int8 loses 50 %; what was trained is kept: .* another --precision"
+    with pytest.raises(DisagreementError, match=message):
+        deployment.deploy_all(task, Record(tmp_path / "record.json", {}), ours, SIDE)
+
+
 def test_images_are_counted_by_class_without_those_that_fill_a_batch(tmp_path):
     class Deployed(nn.Module):
         """Accepts exactly three images; the first pixel is the number of the class."""
