@@ -74,7 +74,7 @@ def _assembled(folder: Path, about: Mapping[str, Any], rebuild: bool) -> Deploye
         if not path.is_file() or sha256(path) != wanted:
             raise SavedError(f"{path} is {'damaged' if path.exists() else 'missing'}: save the network again")
     engine, precision, batch = ENGINES[about["engine"]], about["precision"], about["batch"]
-    reason = engine.why_not("cpu", None)
+    reason = engine.why_not_load(precision)
     if reason is not None:
         raise EngineError(reason)
     _require_same(folder, about, rebuild)

@@ -34,6 +34,7 @@ ENGINES_SAVED = [
 
 LOAD = """
 import sys, torch, wae
+sys.modules.update(onnx=None, onnxscript=None)  # as if they were not installed: they only convert
 deployed = wae.load_deployed({folder!r})
 for images, expected in torch.load({cases!r}):
     assert (deployed(images) - expected).norm() <= 1e-5 * expected.norm()
@@ -87,6 +88,8 @@ def test_an_int8_network_is_saved_with_its_report(engine, model, tmp_path, monke
     deployed.save(tmp_path / "net")
     lower, calls = in_torchao.lowered, []
     monkeypatch.setattr(in_torchao, "lowered", lambda *given: calls.append(given) or lower(*given))
+    for converter in ("nncf", "onnx", "onnxscript"):
+        monkeypatch.setitem(sys.modules, converter, None)  # as if it were not installed
     again = wae.load_deployed(tmp_path / "net")
     assert len(calls) == (engine == "compile")  # which takes seconds
     assert again.precision == "int8"

@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Engine:
     Attributes:
         name: its key in :data:`wae.inference.engines.ENGINES`.
         devices: the device types it computes on.
-        packages: the modules it imports, mapped to the names that pip installs.
+        packages: the modules it imports to run networks, mapped to the names that pip installs.
         prepare: takes the module, its inputs, the precision and, for int8, samples of the inputs and further
             inputs on which the layers are compared.
         load: takes the folder that :meth:`Prepared.save` wrote, the batch size and the precision. None if
@@ -76,7 +76,8 @@ class Engine:
             contiguous, has threads of its own, and takes and returns float32 in every precision.
         kernels: whether it needs our compiled kernels.
         whole: whether it runs the encoder too. Its inputs are then the images, in any dtype.
-        int8_packages: the modules it also imports for int8, mapped as ``packages``.
+        converters: the modules that ``prepare`` also imports, mapped as ``packages``.
+        int8_packages: those that ``prepare`` also imports for int8, and ``load`` too unless it is foreign.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Engine:
     foreign: bool = False
     kernels: bool = False
     whole: bool = False
+    converters: Mapping[str, str] = field(default_factory=dict)
     int8_packages: Mapping[str, str] = field(default_factory=dict)
 
     def why_not(self, device: torch.device | str, wanted: str | None = None) -> str | None:
@@ -104,13 +106,20 @@ class Engine:
             return f"{self.name} computes in {' or '.join(self.precisions)}, not in {wanted}"
         if wanted == "int8" and kind != "cpu":
             return f"{self.name} computes in int8 on cpu only, not on {kind}"
-        needed = {**self.packages, **(self.int8_packages if wanted == "int8" else {})}
-        missing = [pip for module, pip in needed.items() if importlib.util.find_spec(module) is None]
-        if missing:
-            return f"{self.name} needs packages that are not installed: `pip install {' '.join(missing)}`"
+        of_int8 = self.int8_packages if wanted == "int8" else {}
+        if missing := _missing({**self.converters, **self.packages, **of_int8}):
+            return f"{self.name} {missing}"
         if self.kernels and not backends.backend_for(device).startswith("cpu"):
             return f"{self.name} needs the compiled kernels: `wae info` says why they do not run"
         return None
+
+    def why_not_load(self, wanted: str) -> str | None:
+        """A sentence that says why this engine cannot run what it saved in the precision ``wanted``, or None.
+
+        A foreign engine needs no package that converts or quantizes networks.
+        """
+        of_int8 = self.int8_packages if wanted == "int8" and not self.foreign else {}
+        return replace(self, converters={}, int8_packages=of_int8).why_not("cpu", wanted)
 
     def input_dtype(self, computed: str) -> torch.dtype:
         """The dtype of the engine's inputs when it computes in the precision ``computed``."""
@@ -172,6 +181,12 @@ class Engine:
         """Run the block without gradients; see :func:`as_engine_error` for its exceptions."""
         with torch.no_grad(), as_engine_error(f"{self.name} does not run this network"):
             yield
+
+
+def _missing(packages: Mapping[str, str]) -> str:
+    """Which of the ``packages`` are not installed, as the end of a sentence; empty if all are."""
+    missing = [pip for module, pip in packages.items() if importlib.util.find_spec(module) is None]
+    return f"needs packages that are not installed: `pip install {' '.join(missing)}`" if missing else ""
 
 
 @contextmanager

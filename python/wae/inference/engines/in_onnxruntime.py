@@ -226,9 +226,10 @@ def _onnx_results(
 ONNXRUNTIME = Engine(
     "onnxruntime",
     ("cpu",),
-    {**PACKAGES, "onnxruntime": "onnxruntime"},
+    {"onnxruntime": "onnxruntime"},
     _prepare,
     lambda folder, batch, computed: InFile(folder, _open),
     ("float32", "int8"),
     foreign=True,
+    converters=PACKAGES,
 )

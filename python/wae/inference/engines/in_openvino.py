@@ -221,10 +221,11 @@ def _is_constant(op: Any) -> bool:
 OPENVINO = Engine(
     "openvino",
     ("cpu",),
-    {**PACKAGES, "openvino": "openvino"},
+    {"openvino": "openvino"},
     _prepare,
     lambda folder, batch, computed: InFile(folder, partial(_open, computed)),
     tuple(_HINTS),
     foreign=True,
+    converters=PACKAGES,
     int8_packages={"nncf": "nncf"},
 )

@@ -40,6 +40,18 @@ def test_why_not_depends_on_device_and_precision():
         assert compile.why_not("cpu", "float32") is None
 
 
+def test_running_a_saved_network_takes_no_converter():
+    gone = {"no_such_module": "no-such-package"}
+    for name in ("onnxruntime", "openvino"):
+        engine = replace(ENGINES[name], packages={}, converters=gone, int8_packages=gone)
+        assert "pip install no-such-package" in engine.why_not("cpu", "float32")
+        assert engine.why_not_load("int8") is None
+        assert "pip install no-such-package" in replace(engine, packages=gone).why_not_load("int8")
+    compile = replace(ENGINES["compile"], int8_packages=gone)
+    assert "pip install no-such-package" in compile.why_not_load("int8")
+    assert compile.why_not_load("float32") is None
+
+
 def test_errors_name_the_engine_once():
     with pytest.raises(EngineError, match=r"^eager computes in .*, not in int8"):
         ENGINES["eager"].make(nn.Identity(), [torch.zeros(1)], "int8")
